@@ -72,7 +72,7 @@ def test_columns(clips):
     for row in itertools.chain(*clips.values()):
         assert Path(row["video"]).is_absolute() and Path(row["video"]).is_file()
         assert row["audio"] == row["video"]
-        assert row["label"] == f"{row['colour']} {row['shape']}"
+        assert row["label"] == row["colour"]
 
 
 def test_files_decode(clips):

@@ -89,6 +89,15 @@ class GramPreTrainedModel(PreTrainedModel):
         if isinstance(module, GramModel):
             init.constant_(module.temperature, self.config.temperature_init_value)
 
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """
+        As [`~transformers.PreTrainedModel.save_pretrained`], but under the names of this model's own parameters.
+
+        By default transformers writes some encoders (ViT, AST) under the names of their oldest checkpoints, which
+        `Trainer` does not find again when it resumes: it would go on with fresh weights.
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
 
 class GramModel(GramPreTrainedModel):
     """
@@ -109,7 +118,9 @@ class GramModel(GramPreTrainedModel):
 
     def __init__(self, config: GramConfig):
         super().__init__(config)
-        self.encoders = nn.ModuleDict({name: build_encoder(config, name) for name in config.encoder_names})
+        # Direct children: transformers asks only those for their tied weights, and for what must not be split.
+        for name in config.encoder_names:
+            setattr(self, f"{name}_encoder", build_encoder(config, name))
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(hidden_size(config.encoder_config(spec["encoder"])), config.projection_dim, bias=False)
@@ -118,6 +129,11 @@ class GramModel(GramPreTrainedModel):
         )
         self.temperature = nn.Parameter(torch.tensor(config.temperature_init_value))
         self.post_init()
+
+    @property
+    def encoders(self) -> dict[str, PreTrainedModel]:
+        """The encoders by name: encoder "text" is the submodule `text_encoder`."""
+        return {name: getattr(self, f"{name}_encoder") for name in self.config.encoder_names}
 
     @classmethod
     def from_encoders(

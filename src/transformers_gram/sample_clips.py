@@ -117,7 +117,7 @@ def load_sample_clips(
 
     Each clip lasts 2 s: 16 frames of 64x64 pixels, 16 kHz mono sound. The splits "train" and "test" have the columns
     `id`, `text` (list of captions: 3 in train, 1 in test), `video` and `audio` (absolute path of the same mp4 file),
-    `label` (colour and shape) and the attributes `shape`, `colour`, `motion`, `pitch`, `timbre`, `rhythm`.
+    `label` (the colour) and the attributes `shape`, `colour`, `motion`, `pitch`, `timbre`, `rhythm`.
 
     The test split is a grid: about sqrt(num_test) looks, each with the same about sqrt(num_test) sounds. All clips
     differ in their attributes. No combination of the test split is in the training split, whose clips use all looks
@@ -181,7 +181,7 @@ def _make_rows(num_train: int, num_test: int, seed: int) -> list[dict]:
                     "text": _captions(attributes, CAPTIONS_PER_CLIP[split], rng),
                     "video": f"{split}/{index:04d}.mp4",
                     "audio": f"{split}/{index:04d}.mp4",
-                    "label": f"{attributes['colour']} {attributes['shape']}",
+                    "label": attributes["colour"],
                     **attributes,
                 }
             )

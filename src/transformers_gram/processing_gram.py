@@ -1,0 +1,189 @@
+"""Processor for GRAM: raw text, video, sound, subtitles and depth to a batch."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+)
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from .media import read_audio
+from .video_processing_gram import GramVideoProcessor
+
+
+class GramProcessor(ProcessorMixin):
+    """
+    Tokenizer, video processor and audio feature extractor in one.
+
+    Batch names are those of [`paper_modalities`]: `input_ids` and `attention_mask`, `pixel_values_videos`,
+    `input_features` (whatever the feature extractor calls them), `subtitle_input_ids` and `subtitle_attention_mask`,
+    `depth_pixel_values_videos`.
+
+    Args:
+        tokenizer: any tokenizer; captions and subtitles are cut at its `model_max_length`.
+        video_processor ([`GramVideoProcessor`], *optional*): for videos and depth videos.
+        feature_extractor (*optional*): any audio feature extractor. Default: [`ASTFeatureExtractor`].
+        audio_seconds (`float`, *optional*): longer sounds are cut to a window of this length: the middle one, or a
+            random one in training. Without it the feature extractor sees the whole sound (and may cut it itself).
+
+    Example:
+
+    ```python
+    processor = GramProcessor.from_pretrained("ispamm/gram")
+    batch = processor(text=["a dog is barking"], videos=["dog.mp4"], audio=["dog.mp4"])
+    ```
+    """
+
+    def __init__(self, tokenizer, video_processor=None, feature_extractor=None, audio_seconds=None):
+        self.audio_seconds = audio_seconds
+        super().__init__(
+            tokenizer, video_processor or GramVideoProcessor(), feature_extractor or ASTFeatureExtractor()
+        )
+
+    @classmethod
+    def from_encoders(
+        cls, text: str, vision: str | None = None, audio: str | None = None, num_frames: int = 8, audio_seconds=None
+    ) -> "GramProcessor":
+        """
+        The processor for [`GramModel.from_encoders`]: the tokenizer, the image size and normalisation, and the feature
+        extractor that the pretrained encoders (Hub ids or folders) come with.
+
+        Args:
+            text, vision, audio (`str`): as for the model; leave out what it has not.
+            num_frames (`int`): frames per video. audio_seconds (`float`, *optional*): see [`GramProcessor`].
+        """
+        video_processor = None
+        if vision is not None:
+            images = AutoImageProcessor.from_pretrained(vision).to_dict()
+            size, crop_size = images["size"], images.get("crop_size") or images["size"]
+            if "height" not in crop_size:
+                raise ValueError(f"{vision} gives images of no fixed size ({crop_size}); build a GramVideoProcessor.")
+            keys = ("image_mean", "image_std", "rescale_factor")
+            kept = {key: images[key] for key in keys if images.get(key) is not None}
+            shortest = size.get("shortest_edge") or min(size["height"], size["width"])
+            video_processor = GramVideoProcessor(
+                num_frames=num_frames, size={"shortest_edge": shortest}, crop_size=crop_size, antialias=True, **kept
+            )
+        return cls(
+            AutoTokenizer.from_pretrained(text),
+            video_processor,
+            None if audio is None else AutoFeatureExtractor.from_pretrained(audio),
+            audio_seconds,
+        )
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        # transformers exports a placeholder for the video base class where torchvision is not installed.
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, VideoProcessorMixin):
+            raise TypeError(f"`video_processor` must be a video processor; got {type(argument).__name__}.")
+        return VideoProcessorMixin
+
+    def load_audio(self, audio: Any, rng: np.random.Generator | None = None) -> np.ndarray:
+        """
+        One sound as mono float32 `[samples]` at the feature extractor's rate, cut to `audio_seconds`.
+
+        `audio` is a path (of a sound or of a video with sound), bytes, a file object, an array or tensor `[samples]`
+        that already has the feature extractor's rate, or a dict of `array` and `sampling_rate`.
+        """
+        rate = self.feature_extractor.sampling_rate
+        if isinstance(audio, dict):
+            if audio["sampling_rate"] != rate:
+                raise ValueError(
+                    f"A sound has {audio['sampling_rate']} Hz; resample it to {rate} Hz or give its file."
+                )
+            audio = audio["array"]
+        if not isinstance(audio, (np.ndarray, torch.Tensor)):
+            audio = read_audio(audio, rate)
+        samples = np.asarray(audio, dtype=np.float32)
+        if samples.ndim != 1 or len(samples) == 0:
+            raise ValueError(f"A sound must be a mono array [samples], not empty; got {list(samples.shape)}.")
+        spare = 0 if self.audio_seconds is None else len(samples) - round(self.audio_seconds * rate)
+        if spare > 0:
+            start = spare // 2 if rng is None else int(rng.integers(spare + 1))
+            samples = samples[start : start + len(samples) - spare]
+        return samples
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        videos: Any | None = None,
+        audio: Any | None = None,
+        subtitle: str | list[str] | None = None,
+        depth: Any | None = None,
+        sampling_seeds: list[int] | None = None,
+        text_kwargs: dict | None = None,
+        videos_kwargs: dict | None = None,
+        audio_kwargs: dict | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            text, subtitle (`str` or `list[str]`, *optional*): captions and subtitles, not empty.
+            videos, depth (*optional*): a video or a list of them, see [`GramVideoProcessor`].
+            audio (*optional*): a sound or a list of them, see `load_audio`.
+            sampling_seeds (`list[int]`, *optional*): one per item, to draw random frames and sound windows
+                (training). Without it the middle ones are taken.
+            text_kwargs, videos_kwargs, audio_kwargs (`dict`, *optional*): passed to the parts.
+
+        Returns:
+            [`BatchFeature`] of tensors for the modalities that were given.
+
+        Raises:
+            ValueError: for an empty caption or malformed arrays.
+            MediaError, FileNotFoundError: for files that cannot be read.
+        """
+        data = {}
+        if text is not None:
+            data.update(self._tokenize("text", text, text_kwargs))
+        if subtitle is not None:
+            tokens = self._tokenize("subtitle", subtitle, text_kwargs)
+            data.update({f"subtitle_{key}": value for key, value in tokens.items()})
+        for prefix, given in (("", videos), ("depth_", depth)):
+            if given is not None:
+                rngs = None if sampling_seeds is None else [np.random.default_rng(seed) for seed in sampling_seeds]
+                pixels = self.video_processor(given, rngs=rngs, **(videos_kwargs or {}))
+                data.update({f"{prefix}{key}": value for key, value in pixels.items()})
+        if audio is not None:
+            data.update(self._extract_features(audio, sampling_seeds, audio_kwargs))
+        if not data:
+            raise ValueError("Give at least one of `text`, `videos`, `audio`, `subtitle` and `depth`.")
+        return BatchFeature(data)
+
+    def _tokenize(self, name, texts, kwargs):
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"`{name}[{index}]` must be a text that is not empty; got {text!r}.")
+        settings = {"padding": True, "truncation": True, "return_token_type_ids": False, **(kwargs or {})}
+        return self.tokenizer(texts, return_tensors="pt", **settings)
+
+    def _extract_features(self, sounds, seeds, kwargs):
+        sounds = list(sounds) if isinstance(sounds, (list, tuple)) else [sounds]
+        rngs = [None] * len(sounds) if seeds is None else [np.random.default_rng(seed) for seed in seeds]
+        waveforms = [self.load_audio(sound, rng) for sound, rng in zip(sounds, rngs, strict=True)]
+        rate = self.feature_extractor.sampling_rate
+        features = self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", **(kwargs or {}))
+        main = self.feature_extractor.model_input_names[0]
+        named = {"input_features" if key == main else f"audio_{key}": value for key, value in features.items()}
+        return {key: value.float() if value.is_floating_point() else value for key, value in named.items()}
+
+    @property
+    def model_input_names(self):
+        tokens = ["input_ids", "attention_mask"]
+        return [
+            *tokens,
+            "pixel_values_videos",
+            "input_features",
+            *(f"subtitle_{name}" for name in tokens),
+            "depth_pixel_values_videos",
+        ]
+
+
+__all__ = ["GramProcessor"]
