@@ -1,0 +1,140 @@
+"""Pictures of a training run. Needs `pip install transformers_gram[plots]`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .volume import volume
+
+
+if TYPE_CHECKING:
+    from .trainer import GramTrainer
+
+PICTURES = {
+    "training_curves.png": "Loss and recall over the training",
+    "volume_matrix.png": "Volume of every anchor with every clip of an evaluation batch",
+    "embeddings.png": "t-SNE of the embeddings",
+}
+
+MARKERS = "o^sDPX*v"
+MATRIX_ROWS = 32
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib and scikit-learn: pip install transformers_gram[plots]") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"figure.dpi": 120, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    return plt
+
+
+def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Path, switch_step: int = 0) -> None:
+    """
+    Loss, and recall at 1 in both directions, over the steps of `trainer.state.log_history`.
+
+    `switch_step` marks where the warm-up measure ended.
+    """
+    plt = _pyplot()
+
+    def series(key):
+        return zip(*[(entry["step"], entry[key]) for entry in log_history if key in entry], strict=True)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    left.plot(*series("loss"), color="tab:blue")
+    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    lines = {
+        f"volume, {anchor} → clip": (f"eval_volume_{anchor}_to_clip_R@1", "tab:blue", "-"),
+        f"volume, clip → {anchor}": (f"eval_volume_clip_to_{anchor}_R@1", "tab:blue", "--"),
+        f"mean cosine, {anchor} → clip": (f"eval_cosine_{anchor}_to_clip_R@1", "tab:orange", "-"),
+        f"mean cosine, clip → {anchor}": (f"eval_cosine_clip_to_{anchor}_R@1", "tab:orange", "--"),
+    }
+    for label, (key, color, style) in lines.items():
+        right.plot(*series(key), style, color=color, label=label, marker=".")
+    right.set(title="Recall at 1 (%)", xlabel="step", ylim=(0, 101))
+    right.legend(frameon=False, fontsize=9)
+    if switch_step:
+        for axes in (left, right):
+            axes.axvline(switch_step, color="gray", linewidth=0.8, linestyle=":")
+        left.annotate(
+            " warm-up ends",
+            (switch_step, 0.97),
+            xycoords=("data", "axes fraction"),
+            color="gray",
+            va="top",
+            fontsize=9,
+        )
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_volume_matrix(volumes: torch.Tensor, names: list[str], anchor: str, path: str | Path) -> None:
+    """Heatmap of an `[N, N]` volume matrix; a dark diagonal is what training is for. `names` label up to 40 rows."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
+    image = axes.imshow(volumes.numpy(), cmap="viridis", vmin=0, vmax=max(1.0, volumes.max().item()))
+    figure.colorbar(image, label="volume (0: perfect agreement)", shrink=0.8)
+    axes.set(title="Volume of every anchor with every clip", xlabel="clip", ylabel=anchor)
+    axes.spines[:].set_visible(False)
+    if len(names) <= 40:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(names)), names, fontsize=6)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_projection(embeds: dict[str, torch.Tensor], labels: list[str], path: str | Path) -> None:
+    """
+    t-SNE of matched embeddings (`[N, d]` each) in the plane: a colour per label, a marker per modality.
+
+    Vectors are compared by their cosine; matched tuples that agree come out as small clusters.
+    """
+    plt = _pyplot()
+    from sklearn.manifold import TSNE
+
+    vectors = torch.cat(list(embeds.values())).numpy()
+    perplexity = min(30, max(1, (len(vectors) - 1) // 3))
+    points = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(vectors)
+    classes = sorted(set(labels))
+    colors = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")(np.arange(len(classes)) % 20)
+    color_of = dict(zip(classes, colors, strict=True))
+    figure, axes = plt.subplots(figsize=(8.5, 6.5), layout="constrained")
+    for marker, (name, group) in zip(MARKERS, zip(embeds, np.split(points, len(embeds)), strict=True), strict=False):
+        axes.scatter(*group.T, c=[color_of[label] for label in labels], marker=marker, s=26, alpha=0.75, linewidths=0)
+        axes.scatter([], [], c="black", marker=marker, label=name)
+    modality_legend = axes.legend(title="modality", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if len(classes) <= 20:
+        handles = [axes.scatter([], [], color=color_of[name], marker="s", label=name) for name in classes]
+        axes.legend(handles=handles, title="class", loc="lower left", bbox_to_anchor=(1, 0), frameon=False)
+        axes.add_artist(modality_legend)
+    axes.set(title="Embeddings (t-SNE)", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def save_pictures(trainer: "GramTrainer", rows: Any) -> None:
+    """
+    The three `PICTURES` of a training run, into its output folder.
+
+    `rows` is the evaluation set, embedded anew, by all processes together. A column `label` colours the projection;
+    without it every clip of up to 20 has its own colour.
+    """
+    folder, anchor = Path(trainer.args.output_dir), trainer.model.config.anchor
+    matched = trainer.embed_matched(rows)
+    if not trainer.is_world_process_zero():
+        return
+    names = [str(row.get("id", index)) for index, row in enumerate(rows)]
+    labels = [row.get("label") or (name if len(rows) <= 20 else "all") for row, name in zip(rows, names, strict=True)]
+    plot_history(
+        trainer.state.log_history, anchor, folder / "training_curves.png", switch_step=trainer.warmup_measure_steps
+    )
+    some = {name: vectors[:MATRIX_ROWS] for name, vectors in matched.items()}
+    volumes = volume(some.pop(anchor), *some.values())
+    plot_volume_matrix(volumes, names[:MATRIX_ROWS], anchor, folder / "volume_matrix.png")
+    plot_projection(matched, labels, folder / "embeddings.png")

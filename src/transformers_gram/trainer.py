@@ -1,0 +1,308 @@
+"""Trainer for GRAM: the contrastive loss over volumes, and retrieval as evaluation."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+
+from .data_collator import GramDataCollator, SeededRows
+from .loss import contrastive_loss
+from .model_card import build_model_card
+from .modeling_gram import GramModel
+from .processing_gram import GramProcessor
+from .retrieval import alignment_metrics, retrieval_metrics
+from .training_args import GramTrainingArguments
+from .volume import matched_volume
+
+
+UNALIGNED_WARMUP_RATIO = 0.25
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """
+    The newest `checkpoint-N` of a folder that was written to its end; None if there is none.
+
+    A killed run may leave half a checkpoint, which [`~transformers.trainer_utils.get_last_checkpoint`] would return.
+    The trainer's state is the last file of a checkpoint.
+    """
+    complete = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
+
+
+class _ShortProgress(ProgressCallback):
+    """Prints of an evaluation what fits on a line; everything is in `trainer.state.log_history`."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = ("loss", "R@1", "alignment", "runtime")
+        logs = {key: value for key, value in logs.items() if not key.startswith("eval_") or key.endswith(shown)}
+        logs = {key: value for key, value in logs.items() if not key.startswith("eval_cosine")}
+        super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training rows their epoch. (The data loader does so only in some of its distributed forms.)"""
+
+    def __init__(self, rows: SeededRows):
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.rows.set_epoch(int(state.epoch))
+
+
+class _Columns(Dataset):
+    """Rows without some of their columns."""
+
+    def __init__(self, rows: Any, without: set[str]):
+        self.rows, self.without = rows, without
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value for key, value in self.rows[index].items() if key not in self.without}
+
+
+class GramTrainer(Trainer):
+    """
+    Trains a [`GramModel`] with the contrastive loss over volumes (paper, section 3.2) and evaluates it by retrieval.
+
+    Args:
+        model ([`GramModel`]), args ([`GramTrainingArguments`]).
+        processing_class ([`GramProcessor`]): reads the rows, and is saved with the model.
+        train_dataset, eval_dataset: map-style data sets of rows as [`GramDataCollator`] takes them, e.g. of
+            [`load_annotations`] or [`load_sample_clips`].
+        data_collator (*optional*): [`GramDataCollator`] by default.
+        kwargs: as for [`~transformers.Trainer`].
+
+    `evaluate()` embeds every clip and every caption once, and reports recall in both directions by volume and by
+    cosine, and how well matched tuples agree; see [`retrieval_metrics`] and [`alignment_metrics`].
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: GramModel,
+        args: GramTrainingArguments,
+        processing_class: GramProcessor,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        data_collator: Any = None,
+        **kwargs,
+    ):
+        if train_dataset is not None:
+            train_dataset = SeededRows(train_dataset, args.data_seed if args.data_seed is not None else args.seed)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or GramDataCollator(processing_class, model.config),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if train_dataset is not None:
+            self.add_callback(_EpochCallback(train_dataset))
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(_ShortProgress)
+        self.last_metrics: dict[str, float] | None = None
+        self._logged_sums: dict[str, torch.Tensor | int] = defaultdict(int)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        As [`~transformers.Trainer.train`]. `resume_from_checkpoint=True` (or "True", as from a command line) resumes
+        from the last complete checkpoint of the output folder, and raises a `ValueError` if there is none.
+        """
+        if str(resume_from_checkpoint).lower() == "true":
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint to resume from in {self.args.output_dir}.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def warmup_measure_steps(self) -> int:
+        """Number of optimizer steps that train with `args.warmup_measure`."""
+        ratio = self.args.warmup_measure_ratio
+        if ratio is None:
+            ratio = 0.0 if self.model.config.name_or_path else UNALIGNED_WARMUP_RATIO
+        return round(ratio * self.state.max_steps)
+
+    @property
+    def current_measure(self) -> str:
+        """The measure that the next step trains with."""
+        warming_up = self.state.global_step < self.warmup_measure_steps
+        return self.args.warmup_measure if warming_up else self.args.measure
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        anchor, others = self._split(outputs.embeds)
+        loss = contrastive_loss(
+            anchor,
+            others,
+            outputs.temperature,
+            measure=self.current_measure,
+            label_smoothing=self.args.label_smoothing_factor,
+            gather=self.args.gather,
+        )
+        if model.training:
+            with torch.no_grad():
+                self._logged_sums["alignment"] += 1 - matched_volume(anchor, *others).mean()
+                self._logged_sums["temperature"] += outputs.temperature.detach()
+            self._logged_sums["steps"] += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and (steps := self._logged_sums.pop("steps", 0)):
+            logs |= {key: (total / steps).item() for key, total in self._logged_sums.items()}
+            self._logged_sums.clear()
+        super().log(logs, start_time)
+
+    def _split(self, embeds: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        anchor = self.model.config.anchor
+        others = [vectors for name, vectors in embeds.items() if name != anchor]
+        if anchor not in embeds or not others:
+            raise ValueError(
+                f"The loss compares the anchor {anchor!r} with other modalities; the batch holds {list(embeds)}. "
+                "Check the columns of the data set."
+            )
+        return embeds[anchor], others
+
+    def get_train_dataloader(self):
+        batch = self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and self.train_dataset is not None and len(self.train_dataset) < batch:
+            raise ValueError(
+                f"The training set has {len(self.train_dataset)} rows, fewer than one batch of {batch}; lower "
+                "`per_device_train_batch_size`."
+            )
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Trainer drops the last batch of an evaluation too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Matrices are decayed; the temperature, biases and norms are not."""
+        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def create_optimizer(self, model=None):
+        rates = self.args.encoder_learning_rates
+        if self.optimizer is not None or not rates:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        model = self.model if model is None else model
+        if unknown := rates.keys() - model.encoders.keys():
+            raise ValueError(
+                f"`encoder_learning_rates` names {sorted(unknown)}; encoders are {sorted(model.encoders)}."
+            )
+        for encoder, rate in rates.items():
+            members = set(model.encoders[encoder].parameters())
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if parameter in members]
+                if moved:
+                    group["params"] = [parameter for parameter in group["params"] if parameter not in members]
+                    optimizer.add_param_group({**group, "params": moved, "lr": float(rate)})
+        return optimizer
+
+    @torch.no_grad()
+    def embed(self, rows: Any) -> dict[str, torch.Tensor]:
+        """
+        Embeddings `[len(rows), d]` of every modality for which the rows have a column, in order, on the CPU and in
+        float32 at least.
+        """
+        model = self.model_wrapped.eval()
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            model = model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+        loader = self.get_eval_dataloader(rows)
+        parts = defaultdict(list)
+        for batch in tqdm(loader, desc="Embedding", leave=False, disable=self.args.disable_tqdm):
+            with self.compute_loss_context_manager():
+                embeds = model(**self._prepare_inputs(batch)).embeds
+            for name, vectors in self.accelerator.gather_for_metrics(embeds).items():
+                parts[name].append(vectors.to(torch.promote_types(vectors.dtype, torch.float32)).cpu())
+        return {name: torch.cat(vectors) for name, vectors in parts.items()}
+
+    def embed_for_retrieval(self, rows: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """
+        Embeddings of a data set's clips and anchors, each once: a clip with five captions is decoded once.
+
+        Returns:
+            The embeddings by modality, the anchor's `[N, d]` (a row per caption), all others `[len(rows), d]`; and for
+            each anchor the index `[N]` of its row.
+        """
+        anchor = self.model.config.anchor
+        inputs = set(self.model.config.modalities[anchor]["inputs"])
+        candidates = self.embed(_Columns(rows, without={anchor, *inputs}))
+        if anchor == "text":
+            texts = rows.select_columns(["text"]) if hasattr(rows, "select_columns") else rows
+            captions = [[row["text"]] if isinstance(row["text"], str) else row["text"] for row in texts]
+            anchor_rows = [{"text": caption} for group in captions for caption in group]
+            owners = [index for index, group in enumerate(captions) for _ in group]
+        else:
+            specs = self.model.config.modalities
+            others = {column for name in specs for column in (name, *specs[name]["inputs"])} - {anchor, *inputs}
+            anchor_rows, owners = _Columns(rows, without=others), list(range(len(rows)))
+        return {**self.embed(anchor_rows), **candidates}, torch.tensor(owners)
+
+    def embed_matched(self, rows: Any) -> dict[str, torch.Tensor]:
+        """Embeddings `[len(rows), d]` by modality, row i of all belonging together; of several captions the first."""
+        embeds, owners = self.embed_for_retrieval(rows)
+        return self._match(embeds, owners, len(rows))
+
+    def _match(self, embeds, owners, num_rows):
+        anchor = self.model.config.anchor
+        return {**embeds, anchor: embeds[anchor][torch.searchsorted(owners, torch.arange(num_rows))]}
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        rows = dataloader.dataset
+        anchor = self.model.config.anchor
+        embeds, owners = self.embed_for_retrieval(rows)
+        matched = self._match(embeds, owners, len(rows))
+        metrics = {
+            "loss": self._evaluation_loss(matched),
+            "num_clips": len(rows),
+            **retrieval_metrics(embeds, anchor, owners, torch.arange(len(rows))),
+            **alignment_metrics(matched, anchor),
+        }
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        return EvalLoopOutput(predictions=embeds, label_ids=owners, metrics=metrics, num_samples=len(rows))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if metric_key_prefix == "eval":
+            self.last_metrics = metrics
+        return metrics
+
+    def create_model_card(self, model_name: str | None = None, dataset: str | None = None, **kwargs) -> None:
+        """
+        Write `README.md` into the output folder: the results of the last `evaluate()`, pictures that lie there, how to
+        use the model, and how it was trained. `dataset` says on what. The other arguments of
+        [`~transformers.Trainer.create_model_card`] are taken and not needed.
+        """
+        if self.is_world_process_zero():
+            build_model_card(self, model_name, dataset).save(Path(self.args.output_dir) / "README.md")
+
+    def _evaluation_loss(self, matched: dict[str, torch.Tensor]) -> float:
+        """Mean loss of batches of the evaluation's size, always by `args.measure`, so that it compares over time."""
+        losses, weights = [], []
+        temperature = self.model.temperature.detach().float().cpu()
+        batches = [vectors.split(self.args.eval_batch_size) for vectors in matched.values()]
+        for batch in zip(*batches, strict=True):
+            anchor, others = self._split(dict(zip(matched, batch, strict=True)))
+            smoothing = self.args.label_smoothing_factor
+            losses.append(contrastive_loss(anchor, others, temperature, self.args.measure, smoothing, gather="none"))
+            weights.append(len(anchor))
+        weights = torch.tensor(weights, dtype=torch.float32)
+        return ((torch.stack(losses) * weights).sum() / weights.sum()).item()

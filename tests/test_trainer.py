@@ -1,0 +1,219 @@
+import copy
+
+import pytest
+import torch
+from test_modeling_gram import SensorConfig, SensorModel, sensor_config
+from transformers import AutoConfig, AutoModel, set_seed
+
+from transformers_gram import (
+    GramModel,
+    GramTrainer,
+    GramTrainingArguments,
+    alignment_metrics,
+    contrastive_loss,
+    retrieval_metrics,
+    small_config,
+)
+from transformers_gram.trainer import last_complete_checkpoint
+
+
+@pytest.fixture
+def make_trainer(processor, sample_clips, tmp_path):
+    def make(model=None, train=None, test=None, **kwargs):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        set_seed(0)
+        if model is None:
+            model = GramModel(small_config(len(processor.tokenizer), hidden_size=16, num_layers=1))
+        return GramTrainer(
+            model,
+            GramTrainingArguments(**{**defaults, **kwargs}),
+            processor,
+            train_dataset=sample_clips["train"] if train is None else train,
+            eval_dataset=sample_clips["test"] if test is None else test,
+        )
+
+    return make
+
+
+def test_every_parameter_changes(make_trainer):
+    trainer = make_trainer()
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    unchanged = [name for name, value in trainer.model.state_dict().items() if torch.equal(value, before[name])]
+    # The attention does not change if a number is added to all its scores, so its key biases get no gradient.
+    assert [name for name in unchanged if "key.bias" not in name and "k_proj.bias" not in name] == []
+    log = trainer.state.log_history[0]
+    assert 0 < log["alignment"] < 1 and log["temperature"] == pytest.approx(0.07, abs=0.02)
+
+
+def test_training_lowers_the_loss(make_trainer):
+    trainer = make_trainer(max_steps=40, logging_steps=10, per_device_train_batch_size=16, label_smoothing_factor=0.0)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[1] < losses[0] - 0.2
+
+
+def test_the_loss_warms_up_with_cosine(make_trainer):
+    trainer = make_trainer(max_steps=8)
+    used = []
+    original = trainer.training_step
+
+    def spy(*args, **kwargs):
+        used.append(trainer.current_measure)
+        return original(*args, **kwargs)
+
+    trainer.training_step = spy
+    trainer.train()
+    assert used == ["cosine"] * 2 + ["volume"] * 6
+
+
+def test_a_loaded_model_needs_no_warm_up(make_trainer, tmp_path):
+    fresh = make_trainer()
+    fresh.state.max_steps = 100
+    assert fresh.warmup_measure_steps == 25
+    fresh.model.save_pretrained(tmp_path / "model")
+    loaded = make_trainer(GramModel.from_pretrained(tmp_path / "model"))
+    loaded.state.max_steps = 100
+    assert loaded.warmup_measure_steps == 0
+    loaded.args.warmup_measure_ratio = 0.5
+    assert loaded.warmup_measure_steps == 50
+
+
+def test_the_loss_is_that_of_the_arguments(make_trainer):
+    trainer = make_trainer(measure="cosine", label_smoothing_factor=0.3)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    anchor, *others = outputs.embeds.values()
+    expected = contrastive_loss(anchor, others, outputs.temperature, "cosine", label_smoothing=0.3)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_accumulated_gradients_are_means(make_trainer):
+    one_step = {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0, "weight_decay": 0}
+    trainer = make_trainer(**one_step, gradient_accumulation_steps=2)
+    before = trainer.model.projections["video"].weight.detach().clone()
+    trainer.train()
+    update = before - trainer.model.projections["video"].weight.detach()
+
+    by_hand = make_trainer()
+    by_hand.state.max_steps = 1
+    loader = by_hand.get_train_dataloader()
+    assert len(loader) == 2
+    for batch in loader:
+        (by_hand.compute_loss(by_hand.model, batch) / 2).backward()
+    torch.testing.assert_close(update, by_hand.model.projections["video"].weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_embeds_every_clip_and_every_caption(make_trainer, sample_clips):
+    trainer = make_trainer(test=sample_clips["train"].select(range(7)))
+    metrics = trainer.evaluate()
+    assert metrics["eval_num_clips"] == 7
+    embeds, owners = trainer.embed_for_retrieval(trainer.eval_dataset)
+    assert embeds["text"].shape == (21, 64) and embeds["video"].shape == (7, 64)
+    assert owners.tolist() == [index for index in range(7) for _ in range(3)]
+
+    rows = trainer.eval_dataset
+    batch = trainer.processing_class(
+        text=[caption for captions in rows["text"] for caption in captions],
+        videos=list(rows["video"]),
+        audio=list(rows["audio"]),
+    )
+    with torch.no_grad():
+        direct = trainer.model.eval()(**batch).embeds
+    for name, vectors in direct.items():
+        torch.testing.assert_close(embeds[name], vectors, rtol=1e-4, atol=1e-4)
+    expected = retrieval_metrics(direct, "text", owners, torch.arange(7))
+    matched = {**direct, "text": direct["text"][::3]}
+    expected |= alignment_metrics(matched, "text")
+    for key, value in expected.items():
+        assert metrics[f"eval_{key}"] == pytest.approx(value, abs=1e-2), key
+    torch.testing.assert_close(trainer.embed_matched(rows)["text"], direct["text"][::3], rtol=1e-4, atol=1e-4)
+
+
+def test_several_evaluation_sets_and_the_best_model(make_trainer, sample_clips):
+    sets = {"one": sample_clips["test"], "two": sample_clips["train"]}
+    trainer = make_trainer(
+        test=sets,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_one_volume_text_to_clip_R@10",
+    )
+    trainer.train()
+    assert trainer.state.best_metric is not None
+    assert {"eval_one_alignment", "eval_two_alignment"} <= trainer.evaluate().keys()
+
+
+def test_optimizer_groups(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, encoder_learning_rates='{"vision": 1e-5}')
+    optimizer = trainer.create_optimizer()
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    settings = {names[p]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert settings.keys() == set(names.values())
+    assert settings["temperature"] == (1e-2, 0)
+    assert settings["projections.video.weight"] == (1e-2, 0.1)
+    vision = {value for name, value in settings.items() if name.startswith("vision_encoder.")}
+    assert vision == {(1e-5, 0.1), (1e-5, 0)}
+    with pytest.raises(ValueError, match=r"\['smell'\].*'vision'"):
+        make_trainer(encoder_learning_rates={"smell": 1.0}).create_optimizer()
+
+
+def test_a_training_set_smaller_than_a_batch_is_an_error(make_trainer):
+    with pytest.raises(ValueError, match=r"16 rows, fewer than one batch of 32.*per_device_train_batch_size"):
+        make_trainer(per_device_train_batch_size=32).train()
+
+
+def test_wrong_arguments():
+    for kwargs, message in [
+        ({"measure": "area"}, "`measure` must be one of"),
+        ({"warmup_measure": "area"}, "`warmup_measure`"),
+        ({"gather": "some"}, "`gather`"),
+        ({"warmup_measure_ratio": 2.0}, "warmup_measure_ratio"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GramTrainingArguments(output_dir="unused", **kwargs)
+
+
+def test_an_invented_modality_trains_by_configuration_only(make_trainer, sample_clips):
+    AutoConfig.register("test_sensor", SensorConfig, exist_ok=True)
+    AutoModel.register(SensorConfig, SensorModel, exist_ok=True)
+
+    def with_sensor(row, index):
+        generator = torch.Generator().manual_seed(index)
+        return {"sensor_values": torch.randn(20, 32, generator=generator).tolist()}
+
+    rows = {split: data.map(with_sensor, with_indices=True) for split, data in sample_clips.items()}
+    for anchor in ("text", "sensor"):
+        config = sensor_config(anchor=anchor)
+        config.text_config.vocab_size = 200
+        trainer = make_trainer(GramModel(config), train=rows["train"], test=rows["test"])
+        before = trainer.model.encoders["sensor"].conv.weight.detach().clone()
+        trainer.train()
+        assert not torch.equal(trainer.model.encoders["sensor"].conv.weight, before)
+        metrics = trainer.evaluate()
+        assert metrics[f"eval_volume_{anchor}_to_clip_R@10"] >= 10
+        assert f"eval_volume_clip_to_{anchor}_R@1" in metrics
+
+
+def test_half_a_checkpoint_is_not_resumed_from(tmp_path, make_trainer):
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    for step, complete in ((9, True), (100, True), (200, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+    with pytest.raises(ValueError, match="no complete checkpoint to resume from"):
+        make_trainer().train(resume_from_checkpoint=True)
