@@ -3,7 +3,7 @@ The contrastive loss: embeddings in, loss out. Nothing here knows of a model.
 
     loss = (CE(-V / t, targets) + CE(-V^T / t, targets)) / 2
 
-with `V` the measure of every anchor with every candidate (paper, section 3.2).
+with `V` the measure of every anchor with every candidate: the GRAM contrastive loss of arXiv 2412.11959.
 """
 
 from typing import Literal

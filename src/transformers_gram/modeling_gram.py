@@ -101,7 +101,7 @@ class GramPreTrainedModel(PreTrainedModel):
 
 class GramModel(GramPreTrainedModel):
     """
-    Embeds every modality of a batch into one space and compares the anchor with all others at once (paper, section 3).
+    Embeds every modality of a batch into one space and compares the anchor with all others at once (arXiv 2412.11959).
 
     Example:
 

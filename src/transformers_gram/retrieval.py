@@ -99,7 +99,7 @@ def alignment_metrics(matched: dict[str, torch.Tensor], anchor: str) -> dict[str
         matched: unit vectors `[N, d]` by modality, row i of all belonging together.
 
     Returns:
-        `alignment`, 1 - mean volume, which follows downstream results (paper, section 5); the mean cosine of every
+        `alignment`, 1 - mean volume, the metric that in the paper follows downstream results; the mean cosine of every
         pair of modalities, *with its sign*, which the volume does not see; and `degenerate_rate`, the share of
         candidates whose own vectors (without the anchor) span less than 0.001: they score 0 with any anchor.
     """

@@ -70,7 +70,7 @@ class _Columns(Dataset):
 
 class GramTrainer(Trainer):
     """
-    Trains a [`GramModel`] with the contrastive loss over volumes (paper, section 3.2) and evaluates it by retrieval.
+    Trains a [`GramModel`] with the contrastive loss over volumes (arXiv 2412.11959) and evaluates it by retrieval.
 
     Args:
         model ([`GramModel`]), args ([`GramTrainingArguments`]).

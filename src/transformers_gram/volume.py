@@ -4,8 +4,9 @@ The measures: how closely an anchor and the other modalities of a candidate agre
 Every measure is a function `measure(anchor, *others, mask=None) -> [N, M]` that scores all N anchors against all M
 candidates; smaller is closer. `MEASURES` lists them by name.
 
-The volume (GRAM, arXiv 2412.11959, section 3) is never computed as a determinant per pair. With `D` the k vectors of a
-candidate and `Q` an orthonormal basis of their span, the Schur complement gives the same number as
+The volume (the Gramian Representation Alignment Measure of arXiv 2412.11959) is never computed as a determinant per
+pair. With `D` the k vectors of a candidate and `Q` an orthonormal basis of their span, the Schur complement gives the
+same number as
 
     volume(a, D)^2 = det G(a, D) = det G(D) * (|a|^2 - |Q a|^2)
 
@@ -115,7 +116,7 @@ def distance_to_span(anchor: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 def volume(anchor: torch.Tensor, *others: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Volume of the parallelotope of every anchor with every candidate, sqrt(det Gram) (paper, equation 5).
+    Volume of the parallelotope of every anchor with every candidate, sqrt(det Gram): the measure of the paper.
 
     0 where the vectors are linearly dependent (perfect agreement), 1 where unit vectors are orthogonal. With one
     other modality it is the sine of the angle. Signs do not count: `a` and `-a` score alike. Gradients are finite for
@@ -155,7 +156,7 @@ def matched_volume(*embeds: torch.Tensor) -> torch.Tensor:
     """
     Volume `[N]` of N matched tuples, given as n >= 2 tensors `[N, d]`: the diagonal of [`volume`] without the rest.
 
-    1 - its mean is the paper's alignment metric (section 5).
+    1 - its mean is the alignment metric of the paper.
     """
     return factorize(*embeds).height
 
