@@ -28,7 +28,7 @@ setup(
         "safetensors>=0.8",
         "numpy>=2.0",
         "pillow>=12.0",
-        "av>=16.0",
+        "av>=17,<19",
     ],
     extras_require={"plots": plots, "test": test, "dev": [*test, "ruff"]},
 )

@@ -161,7 +161,7 @@ class _Media:
 @contextlib.contextmanager
 def _binary_file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
     """A seekable file object and the name for messages."""
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, bytes):
         yield io.BytesIO(source), "<bytes>"
     elif isinstance(source, str | os.PathLike):
         name = os.fsdecode(source)
@@ -171,7 +171,7 @@ def _binary_file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[tuple
         except FileNotFoundError:
             raise FileNotFoundError(f"{name}: there is no such file; check the path (from {os.getcwd()}).") from None
         except OSError as error:
-            raise MediaError(f"{name}: cannot be read ({error.strerror}); check the path and its rights.") from error
+            raise MediaError(f"{name}: cannot be read ({error.strerror}); check path and permissions.") from error
     elif hasattr(source, "read"):
         if not isinstance(source.read(0), bytes):
             raise TypeError(f"{source!r} gives text; open it in binary mode.")
@@ -279,7 +279,7 @@ def _plan_runs(packets: list[_Packet], wanted: list[int]) -> dict[int, int]:
             start -= 1
         if start > reached:
             run += 1
-        runs |= {packet.pts: run for packet in packets[max(start, reached + 1) : end + 1]}
+        runs |= {packet.pts: run for packet in packets[start : end + 1]}
         reached = max(reached, end)
     return runs
 
