@@ -1,8 +1,10 @@
 import os
 from pathlib import Path
 
+import av
 import pytest
 import torch
+from media_files import H264, pictures, tones, write_video
 
 
 # Nothing in the tests may reach for the network.
@@ -37,3 +39,15 @@ def processor(sample_clips):
     from transformers_gram import small_processor
 
     return small_processor([caption for captions in sample_clips["train"]["text"] for caption in captions])
+
+
+@pytest.fixture(scope="session")
+def media_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="session")
+def clip(media_folder):
+    """60 frames in groups of 12, with B-frames and stereo sound; the index is at the end of the file."""
+    codec = H264 if H264 in av.codecs_available else "mpeg4"
+    return write_video(media_folder / "clip.mp4", pictures(60), codec, sound=tones(2.4), sc_threshold="0")
