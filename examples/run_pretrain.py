@@ -75,7 +75,8 @@ DEFAULTS = {
     "eval_steps": 100,
     "save_steps": 100,
     "save_total_limit": 2,
-    "dataloader_num_workers": 1,
+    "dataloader_num_workers": 2,
+    "dataloader_persistent_workers": True,
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
@@ -112,6 +113,7 @@ def main():
     parser = HfArgumentParser((ScriptArguments, GramTrainingArguments))
     parser.set_defaults(**DEFAULTS)
     args, training_args = parser.parse_args_into_dataclasses()
+    training_args.dataloader_persistent_workers &= training_args.dataloader_num_workers > 0
     set_seed(training_args.seed)
 
     with training_args.main_process_first(desc="reading the data"):

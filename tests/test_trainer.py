@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,6 +56,27 @@ def test_every_parameter_changes(make_trainer):
     assert [name for name in unchanged if "key.bias" not in name and "k_proj.bias" not in name] == []
     log = trainer.state.log_history[0]
     assert 0 < log["alignment"] < 1 and log["temperature"] == pytest.approx(0.07, abs=0.02)
+
+
+def test_a_new_process_gives_the_bits_of_the_trained_model(make_trainer, sample_clips, tmp_path):
+    trainer = make_trainer()
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    rows = sample_clips["test"][:4]
+    inputs = {"text": [captions[0] for captions in rows["text"]], "videos": rows["video"], "audio": rows["audio"]}
+    with torch.no_grad():
+        expected = trainer.model.eval()(**trainer.processing_class(**inputs)).embeds
+    torch.save((inputs, expected), tmp_path / "expected.pt")
+    script = """
+import sys, torch, transformers_gram
+from transformers import AutoModel, AutoProcessor
+torch.set_num_threads(2)
+inputs, expected = torch.load(sys.argv[1] + "/expected.pt")
+model, processor = (auto.from_pretrained(sys.argv[1] + "/model") for auto in (AutoModel, AutoProcessor))
+embeds = model(**processor(**inputs)).embeds
+assert embeds.keys() == expected.keys() and all(torch.equal(embeds[name], expected[name]) for name in expected)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
 def test_training_lowers_the_loss(make_trainer):
@@ -114,8 +137,9 @@ def test_accumulated_gradients_are_means(make_trainer):
     torch.testing.assert_close(update, by_hand.model.projections["video"].weight.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_evaluation_embeds_every_clip_and_every_caption(make_trainer, sample_clips):
-    trainer = make_trainer(test=sample_clips["train"].select(range(7)))
+@pytest.mark.parametrize("workers", [{}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}])
+def test_evaluation_embeds_every_clip_and_every_caption(make_trainer, sample_clips, workers):
+    trainer = make_trainer(test=sample_clips["train"].select(range(7)), **workers)
     metrics = trainer.evaluate()
     assert metrics["eval_num_clips"] == 7
     embeds, owners = trainer.embed_for_retrieval(trainer.eval_dataset)

@@ -183,12 +183,17 @@ class GramTrainer(Trainer):
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset=None):
-        # Trainer drops the last batch of an evaluation too.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        # Trainer would drop the last batch of an evaluation too, and with persistent workers give the loader of the
+        # first rows for all others.
+        training = {
+            name: getattr(self.args, name) for name in ("dataloader_drop_last", "dataloader_persistent_workers")
+        }
         try:
+            self.args.dataloader_drop_last = self.args.dataloader_persistent_workers = False
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            for name, value in training.items():
+                setattr(self.args, name, value)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Matrices are decayed; the temperature, biases and norms are not."""
