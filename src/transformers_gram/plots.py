@@ -45,9 +45,9 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
     def series(key):
         return zip(*[(entry["step"], entry[key]) for entry in log_history if key in entry], strict=True)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharex=True, layout="constrained")
     left.plot(*series("loss"), color="tab:blue")
-    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    left.set(title="Training loss", xlabel="step", xlim=(0, None), ylim=(0, None))
     lines = {
         f"volume, {anchor} → clip": (f"eval_volume_{anchor}_to_clip_R@1", "tab:blue", "-"),
         f"volume, clip → {anchor}": (f"eval_volume_clip_to_{anchor}_R@1", "tab:blue", "--"),
@@ -57,7 +57,7 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
     for label, (key, color, style) in lines.items():
         right.plot(*series(key), style, color=color, label=label, marker=".")
     right.set(title="Recall at 1 (%)", xlabel="step", ylim=(0, 101))
-    right.legend(frameon=False, fontsize=9)
+    right.legend(frameon=False, fontsize=9, loc="lower right")
     if switch_step:
         for axes in (left, right):
             axes.axvline(switch_step, color="gray", linewidth=0.8, linestyle=":")
@@ -82,8 +82,12 @@ def plot_volume_matrix(volumes: torch.Tensor, names: list[str], anchor: str, pat
     axes.set(title="Volume of every anchor with every clip", xlabel="clip", ylabel=anchor)
     axes.spines[:].set_visible(False)
     if len(names) <= 40:
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(names)), names, fontsize=6)
+        size = 9 if len(names) <= 12 else 6
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+    if len(names) <= 12:
+        for (row, column), value in np.ndenumerate(volumes.numpy()):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.7 else "black")
     figure.savefig(path)
     plt.close(figure)
 
@@ -100,12 +104,14 @@ def plot_projection(embeds: dict[str, torch.Tensor], labels: list[str], path: st
     vectors = torch.cat(list(embeds.values())).numpy()
     perplexity = min(30, max(1, (len(vectors) - 1) // 3))
     points = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(vectors)
-    classes = sorted(set(labels))
+    classes, size = sorted(set(labels)), 26 if len(labels) > 40 else 80
     colors = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")(np.arange(len(classes)) % 20)
     color_of = dict(zip(classes, colors, strict=True))
     figure, axes = plt.subplots(figsize=(8.5, 6.5), layout="constrained")
     for marker, (name, group) in zip(MARKERS, zip(embeds, np.split(points, len(embeds)), strict=True), strict=False):
-        axes.scatter(*group.T, c=[color_of[label] for label in labels], marker=marker, s=26, alpha=0.75, linewidths=0)
+        axes.scatter(
+            *group.T, c=[color_of[label] for label in labels], marker=marker, s=size, alpha=0.75, linewidths=0
+        )
         axes.scatter([], [], c="black", marker=marker, label=name)
     modality_legend = axes.legend(title="modality", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     if len(classes) <= 20:
