@@ -17,6 +17,7 @@ From pretrained encoders:
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from transformers_gram import (
     GramTrainingArguments,
     load_annotations,
     load_sample_clips,
-    paper_modalities,
     small_config,
     small_processor,
 )
@@ -82,10 +82,17 @@ DEFAULTS = {
 
 
 def load_data(args: ScriptArguments):
-    if args.train_file is None:
-        clips = load_sample_clips()
-        return clips["train"], clips["test"]
+    if "text" not in args.modalities:
+        raise ValueError(f"--modalities {' '.join(args.modalities)}: this script aligns with captions; add text.")
     folders = {"video": args.video_dir, "audio": args.audio_dir, "depth": args.depth_dir}
+    if args.train_file is None:
+        if args.eval_file or any(folders.values()):
+            raise ValueError("--eval_file and folders of media need a --train_file.")
+        clips = load_sample_clips()
+        if missing := set(args.modalities) - set(clips["train"].column_names):
+            raise ValueError(f"The sample clips have no {sorted(missing)}; choose other --modalities.")
+        clips = clips.select_columns(["id", "label", *args.modalities])
+        return clips["train"], clips["test"]
     train = load_annotations(args.train_file, folders, args.modalities)
     if args.eval_file is None:
         logger.warning("No --eval_file: recall is measured on the clips that were trained on.")
@@ -93,50 +100,60 @@ def load_data(args: ScriptArguments):
     return train, load_annotations(args.eval_file, folders, args.modalities)
 
 
-def build_model(args: ScriptArguments, captions: list[str]):
+def build_model(args: ScriptArguments, texts: list[str]):
     if args.model_name_or_path:
-        return GramModel.from_pretrained(args.model_name_or_path), GramProcessor.from_pretrained(
-            args.model_name_or_path
-        )
+        model = GramModel.from_pretrained(args.model_name_or_path)
+        if missing := set(args.modalities) - set(model.config.modalities):
+            raise ValueError(f"{args.model_name_or_path} does not know {sorted(missing)}; choose other --modalities.")
+        return model, GramProcessor.from_pretrained(args.model_name_or_path)
     names = {"text": args.text_model, "vision": args.vision_model, "audio": args.audio_model}
     encoders = {name: encoder for name, encoder in names.items() if encoder}
     if encoders:
         processor = GramProcessor.from_encoders(
             **encoders, num_frames=args.num_frames, audio_seconds=args.audio_seconds
         )
-        return GramModel.from_encoders(modalities=paper_modalities(*args.modalities), **encoders), processor
-    processor = small_processor(captions, num_frames=args.num_frames)
+        return GramModel.from_encoders(modalities=args.modalities, **encoders), processor
+    processor = small_processor(texts, num_frames=args.num_frames)
     return GramModel(small_config(len(processor.tokenizer), args.modalities)), processor
 
 
-def main():
+def parse_arguments():
     parser = HfArgumentParser((ScriptArguments, GramTrainingArguments))
     parser.set_defaults(**DEFAULTS)
+    if any(argument.startswith("--num_train_epochs") for argument in sys.argv):
+        parser.set_defaults(max_steps=-1)
     args, training_args = parser.parse_args_into_dataclasses()
     training_args.dataloader_persistent_workers &= training_args.dataloader_num_workers > 0
-    set_seed(training_args.seed)
+    return args, training_args
 
+
+def main():
+    args, training_args = parse_arguments()
+    set_seed(training_args.seed)
     with training_args.main_process_first(desc="reading the data"):
         train, test = load_data(args)
-    batch = len(train) // training_args.world_size
+    batch = max(1, len(train) // training_args.world_size)
     if batch < training_args.per_device_train_batch_size:
         logger.warning(f"The training set has {len(train)} clips: the batch size per device is lowered to {batch}.")
         training_args.per_device_train_batch_size = batch
-    model, processor = build_model(args, [caption for captions in train["text"] for caption in captions])
+    texts = [caption for captions in train["text"] for caption in captions]
+    texts += train["subtitle"] if "subtitle" in args.modalities else []
+    model, processor = build_model(args, texts)
 
     trainer = GramTrainer(
-        model=model, args=training_args, processing_class=processor, train_dataset=train, eval_dataset=test
+        model=model, args=training_args, train_dataset=train, eval_dataset=test, processing_class=processor
     )
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = result.metrics | trainer.evaluate()
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        Path(training_args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     save_pictures(trainer, test)
     data_name = Path(args.train_file).name if args.train_file else "sample_clips"
     trainer.create_model_card(dataset=data_name)
     if trainer.is_world_process_zero():
-        Path(training_args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        anchor, *others = model.config.modalities
-        print(f"\n{results_table(metrics, anchor, others)}\n\nModel, card and pictures: {training_args.output_dir}")
+        table = results_table(metrics, model.config.anchor)
+        print(f"\n{table}\n\nModel, card and pictures: {training_args.output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset=data_name)
 

@@ -30,11 +30,24 @@ def write(path, rows):
 def test_ids_match_files_exactly_and_sound_comes_from_the_video(clips, suffix):
     rows = [{"video_id": "video1", "desc": "a dog"}, {"video_id": "video10", "desc": "a cat, asleep"}]
     file = write(clips / f"annotations{suffix}", rows)
-    data = load_annotations(file, {"video": clips, "audio": clips / "sounds"})
+    (clips / "video1.txt").write_text("not a clip")
+    data = load_annotations(file, {"video": clips})
     assert data.column_names == ["id", "text", "video", "audio"]
     assert data["text"][:] == [["a dog"], ["a cat, asleep"]]
     assert data["video"][:] == [str(clips / "video1.mp4"), str(clips / "video10.mp4")]
-    assert data["audio"][:] == [str(clips / "sounds" / "video1.wav"), str(clips / "video10.mp4")]
+    assert data["audio"][:] == data["video"][:]
+    with pytest.raises(
+        AnnotationError, match=r"1 media are missing.*\n  id 'video10': audio \(not in the audio folder\)"
+    ):
+        load_annotations(file, {"video": clips, "audio": clips / "sounds"})
+    (clips / "sounds" / "video10.mp3").write_bytes(b"sound")
+    data = load_annotations(file, {"video": clips, "audio": clips / "sounds"})
+    assert data["audio"][:] == [str(clips / "sounds" / "video1.wav"), str(clips / "sounds" / "video10.mp3")]
+
+
+def test_files_saved_by_a_spreadsheet(clips):
+    (clips / "a.csv").write_text("id,text\nvideo1,a dog\n", encoding="utf-8-sig")
+    assert load_annotations(clips / "a.csv", {"video": clips})["id"][:] == ["video1"]
 
 
 def test_columns_name_files_relative_to_the_annotations(clips):
@@ -77,6 +90,9 @@ def test_only_the_modalities_asked_for(clips):
         ([{"id": "video2", "text": "a"}], r"2 media are missing.*\n.*id 'video2': video \(not in the video folder\)"),
         ([{"id": "video1", "text": "a", "video": "lost.mp4"}], "video file .*lost.mp4 does not exist"),
         ([{"id": "video1", "text": "a"}, {"id": "video1", "text": "b", "video": "video10.mp4"}], "repeats the id"),
+        ([{"id": ["video1"], "text": "a"}], "row 1 has no id"),
+        ([{"id": "video1", "text": '["a", "b"]'}], "repeat the row per caption"),
+        ([{"id": "video1", "text": "a", "video": 5}], r"row 1 \(id 'video1'\): `video` must be a path; got 5"),
         ([], "at least one"),
         (["text"], "list of objects"),
     ],
@@ -96,6 +112,7 @@ def test_all_missing_media_are_listed(clips):
 def test_unreadable_files(clips):
     for name, content, message in [
         ("broken.json", "[{", "broken.json cannot be read as .json"),
+        ("lines.jsonl", '{"id": 1, "text": "a"}\n\n{"id"', "lines.jsonl, line 3 is no JSON"),
         ("notes.txt", "x", "notes.txt: annotations are .json"),
         ("wide.csv", "id,text\nvideo1,a dog, barking\n", "row 1 has more fields than the header"),
     ]:

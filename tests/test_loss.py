@@ -75,6 +75,9 @@ def test_rows_without_any_modality_count_nowhere(measure):
     torch.testing.assert_close(value, expected)
     value.backward()
     assert (anchor.grad[2] == 0).all() and all((other.grad[2] == 0).all() for other in others)
+    with torch.no_grad():
+        anchor[2] = float("nan")
+    torch.testing.assert_close(contrastive_loss(anchor, others, measure=measure, mask=mask), expected)
 
 
 def test_cosine_leaves_out_only_the_pair_that_is_missing():
@@ -105,6 +108,14 @@ def test_errors():
         contrastive_loss(anchor, others, gather="all")
     with pytest.raises(ValueError, match=r"\[8, 16\].*\[4, 16\]"):
         contrastive_loss(anchor, [others[0][:4]])
+    with pytest.raises(ValueError, match=r"At least one.*got \[\]"):
+        contrastive_loss(anchor, [], measure="cosine")
+    with pytest.raises(ValueError, match=r"\[8, 1\]; got \[8, 2\]"):
+        contrastive_loss(anchor, others[:1], measure="cosine", mask=torch.ones(8, 2))
+    with pytest.raises(ValueError, match="label_smoothing"):
+        contrastive_loss(anchor, others, label_smoothing=1.5)
+    with pytest.raises(ValueError, match="temperature"):
+        contrastive_loss(anchor, others, temperature=0.0)
 
 
 def _worker(rank, world_size, folder, cases):

@@ -38,7 +38,7 @@ class SensorModel(PreTrainedModel):
         self.conv = nn.Conv1d(config.channels, config.hidden_size, kernel_size=5, stride=2)
         self.post_init()
 
-    def forward(self, values, return_dict=True):
+    def forward(self, values):
         return BaseModelOutput(last_hidden_state=self.conv(values.mT).mT)
 
 
@@ -238,8 +238,10 @@ def test_from_encoders_takes_other_architectures():
     clip = CLIPVisionModel(CLIPVisionConfig(image_size=64, patch_size=16, **size))
     modalities = paper_modalities("text", "video")
     modalities["video"]["pooling"] = "pooler"
-    model = GramModel.from_encoders(text=encoder_parts()["text"], vision=clip, modalities=modalities)
-    assert model(**tiny_batch(("text", "video"))).volumes.shape == (3, 3)
+    model = GramModel.from_encoders(text=encoder_parts()["text"], vision=clip)
+    assert model.config.modalities["video"] == modalities["video"]
+    model(**tiny_batch(("text", "video")), return_loss=True).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     text = BertConfig(vocab_size=50, **size)
@@ -296,6 +298,8 @@ def test_unknown_inputs_and_modalities_are_named():
         model.get_text_features()
     with pytest.raises(ValueError, match="no modality"):
         model()
+    with pytest.raises(TypeError, match="output_attentions"):
+        model(**batch, output_attentions=True)
     with pytest.raises(ValueError, match="'text' and another modality"):
         model(input_ids=batch["input_ids"], return_loss=True)
 
@@ -307,7 +311,11 @@ def test_wrong_configurations_say_what_is_wrong():
         ({"text": good["text"]}, {}, "At least two"),
         (good, {"anchor": "smell"}, "'smell' is not among"),
         ({**good, "x": {"encoder": "x", "inputs": {"a": "a"}, "pooling": "max"}}, {}, "'x': 'pooling'"),
-        ({**good, "x": {"encoder": "x", "pooling": "mean"}}, {}, "'x' needs"),
+        ({**good, "x": {"encoder": "x", "pooling": "mean"}}, {}, "'x' needs 'inputs'"),
+        ({**good, "x": {"encoder": "x", "pooling": "mean", "inputs": ["a"]}}, {}, "'x' needs 'inputs'"),
+        ({**good, "x.y": {"encoder": "x", "pooling": "mean", "inputs": {"a": "a"}}}, {}, "'x.y'.*'eeg_left'"),
+        (good, {"temperature_init_value": -1.0}, "temperature_init_value"),
+        (good, {"text_config": {"model_type": "t5"}}, "encoder-decoder 't5'"),
         ({**good, "x": {**good["text"], "layers": 3}}, {}, r"'x' has unknown keys \['layers'\]"),
         ({**good, "x": {**good["text"]}}, {}, "'input_ids' belongs to both 'text' and 'x'"),
         ({**good, "x": {"encoder": "x", "inputs": {"a": "a"}, "pooling": "mean"}}, {}, "`x_config`"),

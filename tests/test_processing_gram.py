@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
 )
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
@@ -84,6 +85,27 @@ def test_all_forms_of_a_sound_give_the_same_features(processor, clip):
         assert torch.equal(processor(audio=form)["input_features"], expected)
 
 
+def test_numbers_of_any_kind_mean_the_same(processor, clip):
+    frames, waveform = read_video(clip, 2), read_audio(clip, 16000)
+    expected = processor(videos=[frames], audio=[waveform])
+    floats = (frames / 255).astype(np.float32)
+    integers = np.round(waveform * 32767).astype(np.int16)
+    batch = processor(videos=[floats], audio=[integers], sampling_rate=16000, return_tensors="pt")
+    torch.testing.assert_close(batch["pixel_values_videos"], expected["pixel_values_videos"])
+    torch.testing.assert_close(batch["input_features"], expected["input_features"], rtol=0, atol=0.1)
+
+
+def test_arguments_of_the_tokenizer(processor):
+    batch = processor(text=["a red ring", "a"], padding="max_length", max_length=12, truncation=True)
+    assert batch["input_ids"].shape == (2, 12)
+    assert processor(text=["a red ring"], max_length=3)["input_ids"].shape == (1, 3)
+
+
+def test_sounds_of_different_length_are_padded_for_raw_waveform_encoders(processor):
+    raw = GramProcessor(processor.tokenizer, feature_extractor=Wav2Vec2FeatureExtractor(return_attention_mask=False))
+    assert raw(audio=[np.ones(800, np.float32), np.ones(500, np.float32)])["input_features"].shape == (2, 800)
+
+
 def test_seeds_draw_frames_and_sound_windows(processor):
     frames = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
     load = processor.video_processor.load
@@ -122,14 +144,24 @@ def test_resize_crop_and_normalise():
 
 def test_errors_say_what_to_do(processor, clip, tmp_path):
     grey = np.zeros((4, 64, 64), np.uint8)
+    frames = np.full((4, 64, 64, 3), 9, np.uint8)
+    frames[0] = 0
     for arguments, kind, message in [
         ({"text": ["fine", " "]}, ValueError, r"`text\[1\]` must be a text"),
         ({"text": [None]}, ValueError, r"`text\[0\]`.*None"),
         ({"subtitle": [""]}, ValueError, r"`subtitle\[0\]`"),
         ({}, ValueError, "at least one of"),
         ({"videos": [grey]}, ValueError, r"\[4, 64, 64\]"),
+        ({"videos": [frames.astype(np.float32)]}, ValueError, r"must lie in \[0, 1\]; got \[0, 9\]"),
+        ({"videos": [[frames[0], frames[1, :9]]]}, ValueError, "of one shape"),
+        ({"videos": []}, ValueError, "at least one video"),
+        ({"videos": [frames], "videos_kwargs": {"num_frame": 3}}, TypeError, r"\['num_frame'\]"),
+        ({"audio": []}, ValueError, "at least one sound"),
+        ({"audio": np.full(9, np.nan)}, ValueError, "finite"),
+        ({"audio": np.zeros(9), "sampling_rate": 44100}, ValueError, "44100 Hz"),
+        ({"text": "a", "return_tensors": "np"}, ValueError, "return_tensors"),
         ({"videos": [np.zeros((1, 64, 64, 3), np.uint8)]}, ValueError, "2 frames.*1"),
-        ({"audio": [np.zeros(0, np.float32)]}, ValueError, r"not empty; got \[0\]"),
+        ({"audio": [np.zeros(0, np.float32)]}, ValueError, r"not empty.*got \[0\]"),
         ({"audio": [np.zeros((2, 100), np.float32)]}, ValueError, r"mono.*\[2, 100\]"),
         ({"audio": {"array": np.zeros(9), "sampling_rate": 44100}}, ValueError, "44100 Hz"),
         ({"videos": ["nowhere.mp4"]}, FileNotFoundError, "nowhere.mp4"),
@@ -144,6 +176,10 @@ def test_errors_say_what_to_do(processor, clip, tmp_path):
     sizes = [np.zeros((1, 8, 9, 3), np.uint8), np.zeros((1, 9, 8, 3), np.uint8)]
     with pytest.raises(ValueError, match="different shapes"):
         GramVideoProcessor(num_frames=1, do_resize=False, do_center_crop=False)(sizes)
+    with pytest.raises(TypeError, match=r"\['num_frame'\]"):
+        GramVideoProcessor(num_frame=3)
+    with pytest.raises(ValueError, match="audio_seconds"):
+        GramProcessor(processor.tokenizer, audio_seconds=-1)
     with pytest.raises(TypeError, match="video_processor"):
         GramProcessor(processor.tokenizer, ViTImageProcessor())
 

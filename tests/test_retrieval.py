@@ -33,6 +33,9 @@ def test_a_collapsed_model_is_not_perfect():
     ids = torch.arange(20)
     forward, backward = retrieval_ranks(volume, same, [same, same], ids, ids)
     assert (forward == 20).all() and (backward == 20).all()
+    diverged = torch.full((20, 8), float("nan"))
+    forward, backward = retrieval_ranks(volume, diverged, [diverged, diverged], ids, ids)
+    assert (forward == 20).all() and (backward == 20).all()
 
 
 def test_ids_without_counterpart_are_named():

@@ -1,11 +1,13 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from test_modeling_gram import SensorConfig, SensorModel, sensor_config
-from transformers import AutoConfig, AutoModel, set_seed
+from transformers import AutoConfig, AutoModel, TrainingArguments, set_seed
 
 from transformers_gram import (
     GramModel,
@@ -39,7 +41,7 @@ def make_trainer(processor, sample_clips, tmp_path):
         return GramTrainer(
             model,
             GramTrainingArguments(**{**defaults, **kwargs}),
-            processor,
+            processing_class=processor,
             train_dataset=sample_clips["train"] if train is None else train,
             eval_dataset=sample_clips["test"] if test is None else test,
         )
@@ -173,11 +175,63 @@ def test_several_evaluation_sets_and_the_best_model(make_trainer, sample_clips):
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_one_volume_text_to_clip_R@10",
+        metric_for_best_model="eval_one_alignment",
     )
     trainer.train()
-    assert trainer.state.best_metric is not None
-    assert {"eval_one_alignment", "eval_two_alignment"} <= trainer.evaluate().keys()
+    evaluations = [entry["eval_one_alignment"] for entry in trainer.state.log_history if "eval_one_alignment" in entry]
+    assert len(set(evaluations)) == 2 and trainer.state.best_metric == max(evaluations)
+    metrics = trainer.evaluate()
+    assert metrics["eval_one_alignment"] == pytest.approx(max(evaluations), abs=1e-6)
+    assert {"eval_one_alignment", "eval_two_alignment"} <= metrics.keys()
+    trainer.create_model_card(license="apache-2.0", tags="mine", dataset="clips")
+    card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+    assert card.data.license == "apache-2.0" and "mine" in card.data.tags
+    assert {result.dataset_config for result in card.data.eval_results} == {"one", "two"}
+    assert "On the 9 clips for evaluation (`eval_one`)" in card.text and "16 clips" in card.text
+
+
+def test_results_on_the_training_clips_are_called_that(make_trainer, sample_clips):
+    trainer = make_trainer(test=sample_clips["train"])
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+    assert "On the 16 clips it was trained on" in card.text and card.data.eval_results is None
+
+
+def test_data_with_fewer_modalities_than_the_model(make_trainer, sample_clips, caplog):
+    rows = {split: data.remove_columns("audio") for split, data in sample_clips.items()}
+    with caplog.at_level("WARNING", logger="transformers_gram.trainer"):
+        trainer = make_trainer(train=rows["train"], test=rows["test"])
+    assert "no columns for ['audio']" in caplog.text
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+    assert "| volume(text; video) | text → clip |" in card.text and "| cosine(text, video) |" in card.text
+
+
+def test_what_the_trainer_does_not_take(make_trainer, sample_clips, processor, tmp_path):
+    model = GramModel(small_config(50, hidden_size=16, num_layers=1))
+    args = GramTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match="GramTrainingArguments; got TrainingArguments"):
+        GramTrainer(model, TrainingArguments(output_dir=str(tmp_path)), processing_class=processor)
+    with pytest.raises(TypeError, match="processing_class"):
+        GramTrainer(model, args)
+    with pytest.raises(TypeError, match="compute_metrics"):
+        GramTrainer(model, args, processing_class=processor, compute_metrics=print)
+    with pytest.raises(TypeError, match=r"map-style.*generator"):
+        GramTrainer(model, args, processing_class=processor, train_dataset=(row for row in []))
+    with pytest.raises(ValueError, match=r"row 'test-0000' has no `text`"):
+        make_trainer(test=[dict(sample_clips["test"][0], text=None)]).evaluate()
+    with pytest.raises(ValueError, match="two rows at least"):
+        make_trainer(per_device_train_batch_size=1).train()
+
+
+def test_the_temperature_comes_back_from_zero(make_trainer):
+    trainer = make_trainer(max_steps=3)
+    trainer.model.temperature.data.fill_(-1.0)
+    trainer.train()
+    assert trainer.model.temperature.item() >= 1e-3
 
 
 def test_optimizer_groups(make_trainer):
@@ -187,7 +241,7 @@ def test_optimizer_groups(make_trainer):
     settings = {names[p]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert settings.keys() == set(names.values())
     assert settings["temperature"] == (1e-2, 0)
-    assert settings["projections.video.weight"] == (1e-2, 0.1)
+    assert settings["video_projection.weight"] == (1e-2, 0.1)
     vision = {value for name, value in settings.items() if name.startswith("vision_encoder.")}
     assert vision == {(1e-5, 0.1), (1e-5, 0)}
     with pytest.raises(ValueError, match=r"\['smell'\].*'vision'"):
@@ -227,8 +281,8 @@ def test_an_invented_modality_trains_by_configuration_only(make_trainer, sample_
         trainer.train()
         assert not torch.equal(trainer.model.encoders["sensor"].conv.weight, before)
         metrics = trainer.evaluate()
-        assert metrics[f"eval_volume_{anchor}_to_clip_R@10"] >= 10
-        assert f"eval_volume_clip_to_{anchor}_R@1" in metrics
+        assert 1 <= metrics[f"eval_volume_clip_to_{anchor}_mean_rank"] <= 9
+        assert {f"eval_cosine_of_{anchor}_and_video", f"eval_cosine_video_{anchor}_to_clip_R@1"} <= metrics.keys()
 
 
 def test_half_a_checkpoint_is_not_resumed_from(tmp_path, make_trainer):
@@ -238,6 +292,8 @@ def test_half_a_checkpoint_is_not_resumed_from(tmp_path, make_trainer):
         folder.mkdir()
         if complete:
             (folder / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-150").mkdir()
+    (tmp_path / "checkpoint-150" / "trainer_state.json").write_text('{"epoch": 1')
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
     with pytest.raises(ValueError, match="no complete checkpoint to resume from"):
         make_trainer().train(resume_from_checkpoint=True)

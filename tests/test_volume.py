@@ -145,6 +145,21 @@ def test_degenerate_inputs_have_finite_values_and_gradients(name, dtype):
         assert tensor.grad.norm() < 20
     if name != "one candidate" and dtype != torch.bfloat16:
         assert result.diagonal().max() < 2e-3
+    if name != "tiny":
+        pairwise = [tensor.detach().requires_grad_() for tensor in tensors]
+        cosine(*pairwise).sum().backward()
+        assert all(tensor.grad.norm() < 20 for tensor in pairwise)
+
+
+def test_very_long_and_very_short_vectors():
+    anchor, first, second = (unit(3, 8, seed=seed, dtype=torch.float32) for seed in range(3))
+    expected = volume(anchor, first, second)
+    long, short = (1e30 * anchor).requires_grad_(), (1e-30 * first).requires_grad_()
+    result = volume(long, short, second)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(cosine(long, short), cosine(anchor, first), rtol=1e-4, atol=1e-4)
+    result.sum().backward()
+    assert long.grad.isfinite().all() and short.grad.isfinite().all()
 
 
 def test_dependent_vectors_do_not_widen_the_span():
@@ -193,6 +208,9 @@ def test_errors_name_the_shapes():
     anchor = unit(4, 16)
     with pytest.raises(ValueError, match="at least one modality"):
         volume(anchor)
+    for measure in (volume, cosine):
+        with pytest.raises(ValueError, match=r"\[N, 8\].*got \[4, 16\]"):
+            measure(anchor, unit(3, 8))
     with pytest.raises(ValueError, match=r"\(3, 16\), \(2, 16\)"):
         volume(anchor, unit(3, 16), unit(2, 16))
     with pytest.raises(ValueError, match=r"\[3, 2\].*got \[3\]"):

@@ -10,6 +10,8 @@ from typing import Any
 ID_COLUMNS = ("id", "video_id", "clip_id", "image_id")
 CAPTION_COLUMNS = ("text", "caption", "captions", "desc")
 MEDIA_COLUMNS = ("video", "depth", "audio")
+VIDEO_EXTENSIONS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg")
+AUDIO_EXTENSIONS = (".mp3", ".wav", ".m4a", ".flac", ".ogg", ".opus", ".aac")
 
 
 class AnnotationError(ValueError):
@@ -27,8 +29,8 @@ def load_annotations(
     Every row needs an id (`id`, `video_id`, `clip_id` or `image_id`) and, for "text", a caption or a list of them
     (`text`, `caption`, `captions` or `desc`). Rows with the same id are captions of one clip. Media are named by the
     row in a column `video`, `depth` or `audio`, relative to the annotation file, or found by the id in a folder: the
-    file whose name without its extension is the id, case and all. Where neither names a sound, the video's own
-    sound track is used.
+    media file whose name without its extension is the id, case and all. Where no sounds are named and there is no
+    folder of them, the videos' own sound tracks are used.
 
     Args:
         annotation_file: `.json` (a list of objects), `.jsonl` or `.csv`.
@@ -48,7 +50,8 @@ def load_annotations(
     path = Path(annotation_file)
     modalities = list(dict.fromkeys(modalities))
     if unknown := set(modalities) - {"text", "subtitle", *MEDIA_COLUMNS}:
-        raise AnnotationError(f"Annotations cannot hold the modalities {sorted(unknown)}.")
+        known = ["text", "subtitle", *MEDIA_COLUMNS]
+        raise AnnotationError(f"Annotations cannot hold the modalities {sorted(unknown)}; they know {known}.")
     folders = {name: _index_folder(Path(folder)) for name, folder in (media_dirs or {}).items() if folder}
     clips: dict[str, dict[str, Any]] = {}
     problems = []
@@ -83,15 +86,21 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _read_json_lines(path: Path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise AnnotationError(f"{path}, line {number} is no JSON: {error.msg} at column {error.colno}.") from error
+    return rows
 
 
 def _read_csv(path: Path):
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, strict=True))
     for number, row in enumerate(rows, start=1):
         if None in row:
@@ -108,7 +117,7 @@ def _only(row: dict[str, Any], names: Iterable[str], what: str, where: str):
 
 def _parse_row(row: dict[str, Any], where: str, base: Path, modalities: list[str]) -> dict[str, Any]:
     identity = _only(row, ID_COLUMNS, "id", where)
-    if identity is None or str(identity).strip() == "":
+    if isinstance(identity, (bool, list, dict)) or identity is None or str(identity).strip() == "":
         raise AnnotationError(f"{where} has no id; add one of {list(ID_COLUMNS)}. It reads {json.dumps(row)[:200]}.")
     clip: dict[str, Any] = {"id": str(identity)}
     if "text" in modalities:
@@ -117,6 +126,10 @@ def _parse_row(row: dict[str, Any], where: str, base: Path, modalities: list[str
         filled = isinstance(captions, list) and all(isinstance(text, str) and text.strip() for text in captions)
         if not filled or not captions:
             raise AnnotationError(f"{where} (id {clip['id']!r}) has an empty caption, or none: {captions!r}.")
+        if any(caption.startswith("[") and caption.endswith("]") for caption in captions):
+            raise AnnotationError(
+                f"{where}: {captions} looks like a list in a text; in CSV, repeat the row per caption."
+            )
         clip["text"] = captions
     if "subtitle" in modalities:
         clip["subtitle"] = row.get("subtitle")
@@ -124,6 +137,8 @@ def _parse_row(row: dict[str, Any], where: str, base: Path, modalities: list[str
             raise AnnotationError(f"{where} (id {clip['id']!r}) has no subtitle, but subtitles were asked for.")
     for column in MEDIA_COLUMNS:
         if column in modalities or (column == "video" and "audio" in modalities):
+            if not isinstance(row.get(column), (str, type(None))):
+                raise AnnotationError(f"{where} (id {clip['id']!r}): `{column}` must be a path; got {row[column]!r}.")
             clip[column] = str(base / row[column]) if row.get(column) else None
     if row.get("label") is not None:
         clip["label"] = str(row["label"])
@@ -147,7 +162,7 @@ def _index_folder(folder: Path) -> dict[str, list[Path]]:
         raise AnnotationError(f"There is no media folder {folder}.")
     index: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file():
+        if file.suffix.lower() in VIDEO_EXTENSIONS + AUDIO_EXTENSIONS and file.is_file():
             index.setdefault(file.stem, []).append(file)
     return index
 
@@ -168,7 +183,7 @@ def _find_media(clip: dict[str, Any], folders: dict[str, dict], modalities: list
                 problems.append(f"id {clip['id']!r}: {column} file {clip[column]} does not exist")
                 continue
             clip[column] = None
-        if column == "audio" and clip[column] is None:
+        if column == "audio" and clip[column] is None and "audio" not in folders:
             clip[column] = clip.get("video")
         if clip[column] is None and column in modalities:
             hint = (

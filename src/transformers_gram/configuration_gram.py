@@ -105,6 +105,8 @@ class GramConfig(PreTrainedConfig):
         if self.modalities is None:
             self.modalities = paper_modalities("text", "video", "audio")
         self._check_modalities()
+        if self.temperature_init_value <= 0:
+            raise ValueError(f"`temperature_init_value` must be positive; got {self.temperature_init_value}.")
         # A config file sorts its keys: one fixed order, so that a reloaded model stacks its vectors in the same one.
         self.modalities = dict(sorted(self.modalities.items(), key=lambda item: (item[0] != self.anchor, item[0])))
         self._build_encoder_configs(kwargs)
@@ -137,10 +139,10 @@ class GramConfig(PreTrainedConfig):
         for name, spec in self.modalities.items():
             if unknown := spec.keys() - {"encoder", "pooling", "frames", "inputs"}:
                 raise ValueError(f"Modality {name!r} has unknown keys {sorted(unknown)}.")
-            if not isinstance(spec.get("encoder"), str) or not spec.get("inputs"):
-                raise ValueError(
-                    f"Modality {name!r} needs an 'encoder' (a name) and 'inputs' (not empty); got {spec}."
-                )
+            if not name.isidentifier() or not str(spec.get("encoder")).isidentifier():
+                raise ValueError(f"Modality {name!r} and its 'encoder' need names like 'eeg_left'; got {spec}.")
+            if not isinstance(spec.get("inputs"), dict) or not spec["inputs"]:
+                raise ValueError(f"Modality {name!r} needs 'inputs', a dict that is not empty; got {spec}.")
             if spec.get("pooling") not in POOLINGS:
                 raise ValueError(
                     f"Modality {name!r}: 'pooling' must be one of {POOLINGS}; got {spec.get('pooling')!r}."
@@ -160,6 +162,10 @@ class GramConfig(PreTrainedConfig):
                 raise ValueError(f"The encoder {name!r} needs `{key}`, with a `model_type` that AutoConfig knows.")
             if not isinstance(given, PreTrainedConfig):
                 given, _ = SubConfigSpec(AutoConfig, model_type=model_type).create_subconfig(key, given)
+            if given.is_encoder_decoder:
+                raise ValueError(
+                    f"`{key}` is the encoder-decoder {given.model_type!r}; register its encoder as a model."
+                )
             setattr(self, key, given)
         unused = [f"{name}_config" for name in DEFAULT_ENCODERS if name not in self.encoder_names]
         if unused := [key for key in unused if getattr(self, key) is not None]:

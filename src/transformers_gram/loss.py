@@ -61,6 +61,8 @@ def _cross_entropy(logits, targets, rows, columns, label_smoothing):
 
 
 def _one_term(measure, anchor, others, temperature, mask, label_smoothing, gather):
+    if mask is not None:
+        anchor = anchor.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
     all_anchors = _gather_rows(anchor, gather)
     all_others = [_gather_rows(other, gather) for other in others]
     all_masks = None if mask is None else _gather_rows(mask, gather)
@@ -71,7 +73,10 @@ def _one_term(measure, anchor, others, temperature, mask, label_smoothing, gathe
     there = torch.ones(total, dtype=torch.bool, device=anchor.device) if mask is None else all_masks.any(dim=1)
 
     to_candidates = -measure(anchor, *all_others, mask=all_masks) / temperature
-    to_anchors = -measure(all_anchors, *others, mask=mask).T / temperature
+    if total == batch_size and gather != "detach":
+        to_anchors = to_candidates.T
+    else:
+        to_anchors = -measure(all_anchors, *others, mask=mask).T / temperature
     loss = sum(
         _cross_entropy(logits, targets, there[targets], there, label_smoothing)
         for logits in (to_candidates, to_anchors)
@@ -99,7 +104,8 @@ def contrastive_loss(
     Args:
         anchor (`torch.Tensor`): `[B, d]`, unit vectors.
         others (`list[torch.Tensor]`): k >= 1 tensors `[B, d]`, one per other modality.
-        temperature (`torch.Tensor` or `float`): divides the measure; usually a learned scalar. Used as at least 0.001.
+        temperature (`torch.Tensor` or `float`): divides the measure; usually a learned scalar. A tensor is used as at
+            least 0.001.
         measure (`str`): `"volume"` scores all modalities jointly, in one term. `"cosine"` is the mean of one term per
             anchor-modality pair, as ImageBind and VAST train.
         label_smoothing (`float`): 0.1 in the paper.
@@ -113,15 +119,23 @@ def contrastive_loss(
         `torch.Tensor`: scalar, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: for an unknown `measure` or `gather`, or shapes that do not fit.
+        ValueError: for an unknown `measure` or `gather`, shapes that do not fit, a `temperature` that is not positive,
+            or a `label_smoothing` outside of [0, 1].
     """
     if measure not in MEASURES:
         raise ValueError(f"Unknown measure {measure!r}; choose one of {sorted(MEASURES)}.")
-    if any(other.shape != anchor.shape for other in others):
+    if not others or any(other.shape != anchor.shape for other in others):
         shapes = [list(other.shape) for other in others]
-        raise ValueError(f"Every modality must have the anchor's shape {list(anchor.shape)}; got {shapes}.")
+        raise ValueError(f"At least one modality of the anchor's shape {list(anchor.shape)} is needed; got {shapes}.")
+    if mask is not None and mask.shape != (len(anchor), len(others)):
+        raise ValueError(f"`mask` must be [B, k] = {[len(anchor), len(others)]}; got {list(mask.shape)}.")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"`label_smoothing` must lie in [0, 1]; got {label_smoothing}.")
     if isinstance(temperature, torch.Tensor):
         temperature = temperature.clamp(min=MIN_TEMPERATURE)
+    elif temperature <= 0:
+        raise ValueError(f"`temperature` must be positive; got {temperature}.")
+    mask = None if mask is None else mask.bool()
     if measure == "cosine":
         terms = [([other], None if mask is None else mask[:, i : i + 1]) for i, other in enumerate(others)]
     else:

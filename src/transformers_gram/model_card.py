@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .plots import PICTURES
 from .retrieval import RECALL_AT
 
 
 if TYPE_CHECKING:
     from .trainer import GramTrainer
+
+PICTURES = {
+    "training_curves.png": "Loss and recall over the training",
+    "volume_matrix.png": "Volume of every anchor with every clip of an evaluation batch",
+    "embeddings.png": "t-SNE of the embeddings",
+}
 
 CARD = """---
 {metadata}
@@ -54,7 +59,7 @@ volumes = model(**batch).volumes  # [captions, clips], smaller is closer
 ```
 """
 
-RESULTS = """On {num_clips} clips that were kept for evaluation, recall in percent:
+RESULTS = """On the {num_clips} clips {which}, recall in percent:
 
 {table}
 
@@ -71,23 +76,27 @@ EXAMPLE_INPUTS = {
 }
 
 
-def scores_and_labels(anchor: str, others: list[str]) -> dict[str, str]:
-    """The scores of [`retrieval_metrics`] with the words that tables use for them."""
-    pairs = {f"cosine_{name}": f"cosine({anchor}, {name})" for name in others} if len(others) > 1 else {}
-    mean = "mean cosine" if len(others) > 1 else f"cosine({anchor}, {others[0]})"
-    return {"volume": f"volume({anchor}; {', '.join(others)})", **pairs, "cosine": mean}
-
-
-def results_table(metrics: dict[str, float], anchor: str, others: list[str], prefix: str = "eval") -> str:
+def results_table(metrics: dict[str, float], anchor: str, prefix: str = "eval") -> str:
     """Markdown table of recall and median rank by every score, in both directions, from `trainer.evaluate()`."""
+    start = f"{prefix}_cosine_of_{anchor}_and_"
+    others = [key.removeprefix(start) for key in metrics if key.startswith(start)]
+    labels = {"volume": f"volume({anchor}; {', '.join(others)})"}
+    if len(others) > 1:
+        labels |= {f"cosine_{name}": f"cosine({anchor}, {name})" for name in others}
+    labels["cosine"] = "mean cosine" if len(others) > 1 else f"cosine({anchor}, {others[0]})"
     names = [*(f"R@{k}" for k in RECALL_AT), "median rank"]
     lines = [f"| scored by | direction | {' | '.join(names)} |", "|---|---" + "|---:" * len(names) + "|"]
-    for score, label in scores_and_labels(anchor, others).items():
+    for score, label in labels.items():
         for direction, arrow in ((f"{anchor}_to_clip", f"{anchor} → clip"), (f"clip_to_{anchor}", f"clip → {anchor}")):
             key = f"{prefix}_{score}_{direction}"
             cells = [f"{metrics[f'{key}_R@{k}']:.1f}" for k in RECALL_AT] + [f"{metrics[f'{key}_median_rank']:g}"]
             lines.append(f"| {label} | {arrow} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def evaluation_prefixes(metrics: dict[str, float] | None) -> list[str]:
+    """`["eval"]`, or `["eval_one", "eval_two"]` of a trainer with several evaluation sets."""
+    return [key.removesuffix("_num_clips") for key in metrics or {} if key.endswith("_num_clips")]
 
 
 def _eval_results(trainer: "GramTrainer", dataset: str) -> list[EvalResult]:
@@ -97,10 +106,12 @@ def _eval_results(trainer: "GramTrainer", dataset: str) -> list[EvalResult]:
             task_type="retrieval",
             dataset_type=dataset,
             dataset_name=dataset,
+            dataset_config=prefix.removeprefix("eval").removeprefix("_") or None,
             metric_type=f"R@{k}",
             metric_name=f"R@{k}, {direction.replace('_', ' ')}",
-            metric_value=round(trainer.last_metrics[f"eval_volume_{direction}_R@{k}"], 2),
+            metric_value=round(trainer.last_metrics[f"{prefix}_volume_{direction}_R@{k}"], 2),
         )
+        for prefix in evaluation_prefixes(trainer.last_metrics)
         for direction in (f"{anchor}_to_clip", f"clip_to_{anchor}")
         for k in RECALL_AT
     ]
@@ -108,17 +119,21 @@ def _eval_results(trainer: "GramTrainer", dataset: str) -> list[EvalResult]:
 
 def _results(trainer: "GramTrainer") -> str:
     metrics = trainer.last_metrics
-    if metrics is None:
-        return "Not evaluated yet.\n"
-    anchor, *others = trainer.model.config.modalities
-    cosines = {key.removeprefix("eval_cosine_of_"): value for key, value in metrics.items() if "_cosine_of_" in key}
-    return RESULTS.format(
-        num_clips=metrics["eval_num_clips"],
-        table=results_table(metrics, anchor, others),
-        alignment=metrics["eval_alignment"],
-        cosines=", ".join(f"{pair.replace('_', ' ')} {value:.2f}" for pair, value in cosines.items()),
-        degenerate=100 * metrics["eval_degenerate_rate"],
-    )
+    sections = []
+    for prefix in evaluation_prefixes(metrics):
+        start = f"{prefix}_cosine_of_"
+        cosines = {key.removeprefix(start): value for key, value in metrics.items() if key.startswith(start)}
+        sections.append(
+            RESULTS.format(
+                num_clips=metrics[f"{prefix}_num_clips"],
+                which="it was trained on" if trainer.evaluated_on_training_rows else f"for evaluation (`{prefix}`)",
+                table=results_table(metrics, trainer.model.config.anchor, prefix),
+                alignment=metrics[f"{prefix}_alignment"],
+                cosines=", ".join(f"{pair.replace('_', ' ')} {value:.2f}" for pair, value in cosines.items()),
+                degenerate=100 * metrics[f"{prefix}_degenerate_rate"],
+            )
+        )
+    return "\n".join(sections) or "Not evaluated yet.\n"
 
 
 def _training_table(trainer: "GramTrainer") -> str:
@@ -136,22 +151,30 @@ def _training_table(trainer: "GramTrainer") -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def build_model_card(trainer: "GramTrainer", model_name: str | None = None, dataset: str | None = None) -> ModelCard:
-    """The card of a trainer's model: results of its last `evaluate()`, and the pictures in its output folder."""
+def build_model_card(
+    trainer: "GramTrainer", model_name: str | None = None, dataset: str | None = None, **metadata
+) -> ModelCard:
+    """
+    The card of a trainer's model: results of its last `evaluate()`, and the pictures in its output folder.
+
+    `metadata` (`language`, `license`, `tags`) goes into the card's header. Results on the training set do not: they
+    would be listed as results of the model.
+    """
     config, folder = trainer.model.config, Path(trainer.args.output_dir)
     title, dataset = model_name or folder.resolve().name, dataset or "unknown data"
-    metadata = ModelCardData(
+    results = None if trainer.evaluated_on_training_rows else _eval_results(trainer, dataset) or None
+    header = ModelCardData(
         library_name="transformers_gram",
         pipeline_tag="feature-extraction",
-        tags=["gram", "multimodal", "retrieval", *config.modalities],
         model_name=title,
-        eval_results=_eval_results(trainer, dataset) if trainer.last_metrics else None,
+        eval_results=results,
+        **{**metadata, "tags": ["gram", "multimodal", "retrieval", *config.modalities, *(metadata.get("tags") or [])]},
     )
     pictures = [f"![{caption}]({file})\n" for file, caption in PICTURES.items() if (folder / file).is_file()]
     names = list(config.modalities)
     return ModelCard(
         CARD.format(
-            metadata=metadata.to_yaml(),
+            metadata=header.to_yaml(),
             title=title,
             modalities=f"{', '.join(names[:-1])} and {names[-1]}",
             projection_dim=config.projection_dim,

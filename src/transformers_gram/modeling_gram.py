@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,25 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_gram import DEFAULT_ENCODERS, GramConfig, paper_modalities
+from .configuration_gram import GramConfig, paper_modalities
 from .loss import contrastive_loss
 from .volume import volume
 
 
 PASSED_TO_THE_ENCODER = ("output_attentions", "output_hidden_states")
+
+POOLED_BY_THEMSELVES = {
+    "clip_text_model",
+    "clip_vision_model",
+    "siglip_text_model",
+    "siglip_vision_model",
+    "siglip2_vision_model",
+    "swin",
+    "swinv2",
+    "convnext",
+    "convnextv2",
+    "resnet",
+}
 
 
 @dataclass
@@ -69,6 +83,11 @@ def pool(outputs: ModelOutput, pooling: str, attention_mask: torch.Tensor | None
         return hidden_states[:, 0]
     if attention_mask is None:
         return hidden_states.mean(dim=1)
+    if attention_mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"The attention mask {list(attention_mask.shape)} does not fit the {list(hidden_states.shape[:2])} hidden "
+            "states that the encoder made of it; use another pooling, or leave the mask out of `inputs`."
+        )
     weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -121,12 +140,9 @@ class GramModel(GramPreTrainedModel):
         # Direct children: transformers asks only those for their tied weights, and for what must not be split.
         for name in config.encoder_names:
             setattr(self, f"{name}_encoder", build_encoder(config, name))
-        self.projections = nn.ModuleDict(
-            {
-                name: nn.Linear(hidden_size(config.encoder_config(spec["encoder"])), config.projection_dim, bias=False)
-                for name, spec in config.modalities.items()
-            }
-        )
+        for name, spec in config.modalities.items():
+            size = hidden_size(config.encoder_config(spec["encoder"]))
+            setattr(self, f"{name}_projection", nn.Linear(size, config.projection_dim, bias=False))
         self.temperature = nn.Parameter(torch.tensor(config.temperature_init_value))
         self.post_init()
 
@@ -135,10 +151,15 @@ class GramModel(GramPreTrainedModel):
         """The encoders by name: encoder "text" is the submodule `text_encoder`."""
         return {name: getattr(self, f"{name}_encoder") for name in self.config.encoder_names}
 
+    @property
+    def projections(self) -> dict[str, nn.Linear]:
+        """The projections by modality: that of "video" is the submodule `video_projection`."""
+        return {name: getattr(self, f"{name}_projection") for name in self.config.modalities}
+
     @classmethod
     def from_encoders(
         cls,
-        modalities: dict[str, dict[str, Any]] | None = None,
+        modalities: dict[str, dict[str, Any]] | Iterable[str] | None = None,
         anchor: str = "text",
         projection_dim: int = 512,
         **encoders: str | PreTrainedModel,
@@ -147,8 +168,10 @@ class GramModel(GramPreTrainedModel):
         A model that starts from pretrained encoders, with new projections.
 
         Args:
-            modalities (`dict`, *optional*): see [`GramConfig`]. Default: text, video and audio, those whose encoder is
-                given, each read through its encoder's main input.
+            modalities (`dict` or names, *optional*): see [`GramConfig`]. Names are those of [`paper_modalities`], each
+                read through its encoder's main input, and pooled by the encoder itself where that is known to have no
+                class token or a trained pooling head (CLIP, SigLIP, Swin, ConvNeXt, ResNet). Default: text, video and
+                audio, those whose encoder is given.
             anchor (`str`), projection_dim (`int`): see [`GramConfig`].
             encoders: by name (`text=`, `vision=`, `audio=`, or what `modalities` calls them) a Hub id, a folder, or a
                 model whose weights are copied.
@@ -172,13 +195,15 @@ class GramModel(GramPreTrainedModel):
             for name, encoder in encoders.items()
         }
         if modalities is None:
-            if unknown := loaded.keys() - DEFAULT_ENCODERS.keys():
-                raise ValueError(f"Say in `modalities` what the encoders {sorted(unknown)} read.")
             available = {"text": "text", "video": "vision", "audio": "audio"}
-            modalities = paper_modalities(*(name for name, encoder in available.items() if encoder in loaded))
+            modalities = [name for name, encoder in available.items() if encoder in loaded]
+        if not isinstance(modalities, dict):
+            modalities = paper_modalities(*modalities)
             for spec in modalities.values():
-                main_input = next(iter(spec["inputs"]))
-                spec["inputs"][main_input] = loaded[spec["encoder"]].main_input_name
+                if (encoder := loaded.get(spec["encoder"])) is not None:
+                    spec["inputs"][next(iter(spec["inputs"]))] = encoder.main_input_name
+                    if encoder.config.model_type in POOLED_BY_THEMSELVES:
+                        spec["pooling"] = "pooler"
         if missing := {spec["encoder"] for spec in modalities.values()} ^ loaded.keys():
             raise ValueError(
                 f"Encoders and `modalities` must name the same encoders; they differ in {sorted(missing)}."
@@ -235,7 +260,7 @@ class GramModel(GramPreTrainedModel):
         batch_size = next(iter(arguments.values())).shape[0]
         if spec.get("frames"):
             arguments = {key: value.flatten(0, 1) for key, value in arguments.items()}
-        outputs = encoder(**arguments, **passed, return_dict=True)
+        outputs = encoder(**arguments, **passed)
         pooled = pool(outputs, spec["pooling"], arguments.get("attention_mask"))
         if spec.get("frames"):
             pooled = pooled.unflatten(0, (batch_size, -1)).mean(dim=1)
@@ -259,21 +284,21 @@ class GramModel(GramPreTrainedModel):
         return self.get_modality_features("audio", **inputs)
 
     @can_return_tuple
-    def forward(self, return_loss: bool | None = None, **inputs: torch.Tensor) -> GramOutput:
+    def forward(self, *, return_loss: bool | None = None, **inputs: torch.Tensor) -> GramOutput:
         """
         Embed the modalities that the batch holds; a batch without audio is a text-video batch.
 
         Args:
             return_loss (`bool`, *optional*): also compute the contrastive loss over the volumes, the i-th items of all
                 modalities belonging together.
-            inputs: tensors of any of the modalities under their batch names (see [`GramProcessor`]).
+            inputs: tensors of any of the modalities under their batch names (see [`GramProcessor`]). For an encoder's
+                hidden states and attentions see `get_modality_features`.
 
         Raises:
             ValueError: if the batch holds no modality, or with `return_loss` not the anchor and one more.
             TypeError: for an input that no modality has.
         """
         known = {key for spec in self.config.modalities.values() for key in spec["inputs"]}
-        passed = {key: inputs.pop(key) for key in PASSED_TO_THE_ENCODER if key in inputs}
         if unknown := inputs.keys() - known:
             raise TypeError(f"No modality has an input {sorted(unknown)}; this model takes {sorted(known)}.")
         present = self.config.present_modalities(inputs)
@@ -282,7 +307,7 @@ class GramModel(GramPreTrainedModel):
         embeds = {}
         for name in present:
             own = {key: inputs.get(key) for key in self.config.modalities[name]["inputs"]}
-            embeds[name] = self.get_modality_features(name, **own, **passed, return_dict=True).pooler_output
+            embeds[name] = self.get_modality_features(name, **own, return_dict=True).pooler_output
 
         anchor = embeds.get(self.config.anchor)
         others = [embeds[name] for name in present if name != self.config.anchor]

@@ -1,4 +1,4 @@
-"""Pictures of a training run. Needs `pip install transformers_gram[plots]`."""
+"""Pictures of a training run. Importing this module needs `pip install transformers_gram[plots]`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,32 +6,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .model_card import PICTURES
 from .volume import volume
 
 
+try:
+    from matplotlib import colormaps
+    from matplotlib.colors import is_color_like
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+except ImportError as error:
+    raise ImportError("Pictures need matplotlib and scikit-learn: pip install transformers_gram[plots]") from error
+
 if TYPE_CHECKING:
     from .trainer import GramTrainer
-
-PICTURES = {
-    "training_curves.png": "Loss and recall over the training",
-    "volume_matrix.png": "Volume of every anchor with every clip of an evaluation batch",
-    "embeddings.png": "t-SNE of the embeddings",
-}
 
 MARKERS = "o^sDPX*v"
 MATRIX_ROWS = 32
 
 
-def _pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib and scikit-learn: pip install transformers_gram[plots]") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"figure.dpi": 120, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    return plt
+def _figure(*size: float) -> Figure:
+    return Figure(figsize=size, dpi=120, layout="constrained")
 
 
 def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Path, switch_step: int = 0) -> None:
@@ -40,12 +35,12 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
 
     `switch_step` marks where the warm-up measure ended.
     """
-    plt = _pyplot()
 
     def series(key):
         return zip(*[(entry["step"], entry[key]) for entry in log_history if key in entry], strict=True)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharex=True, layout="constrained")
+    figure = _figure(10, 3.8)
+    left, right = figure.subplots(1, 2, sharex=True)
     left.plot(*series("loss"), color="tab:blue")
     left.set(title="Training loss", xlabel="step", xlim=(0, None), ylim=(0, None))
     lines = {
@@ -58,9 +53,11 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
         right.plot(*series(key), style, color=color, label=label, marker=".")
     right.set(title="Recall at 1 (%)", xlabel="step", ylim=(0, 101))
     right.legend(frameon=False, fontsize=9, loc="lower right")
-    if switch_step:
-        for axes in (left, right):
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        if switch_step:
             axes.axvline(switch_step, color="gray", linewidth=0.8, linestyle=":")
+    if switch_step:
         left.annotate(
             " warm-up ends",
             (switch_step, 0.97),
@@ -70,16 +67,15 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
             fontsize=9,
         )
     figure.savefig(path)
-    plt.close(figure)
 
 
 def plot_volume_matrix(volumes: torch.Tensor, names: list[str], anchor: str, path: str | Path) -> None:
     """Heatmap of an `[N, N]` volume matrix; a dark diagonal is what training is for. `names` label up to 40 rows."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
+    figure = _figure(7.5, 6.5)
+    axes = figure.subplots()
     image = axes.imshow(volumes.numpy(), cmap="viridis", vmin=0, vmax=max(1.0, volumes.max().item()))
     figure.colorbar(image, label="volume (0: perfect agreement)", shrink=0.8)
-    axes.set(title="Volume of every anchor with every clip", xlabel="clip", ylabel=anchor)
+    axes.set(title=f"Volume of every {anchor} with every clip", xlabel="clip", ylabel=anchor)
     axes.spines[:].set_visible(False)
     if len(names) <= 40:
         size = 9 if len(names) <= 12 else 6
@@ -89,44 +85,43 @@ def plot_volume_matrix(volumes: torch.Tensor, names: list[str], anchor: str, pat
         for (row, column), value in np.ndenumerate(volumes.numpy()):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.7 else "black")
     figure.savefig(path)
-    plt.close(figure)
 
 
 def plot_projection(embeds: dict[str, torch.Tensor], labels: list[str], path: str | Path) -> None:
     """
     t-SNE of matched embeddings (`[N, d]` each) in the plane: a colour per label, a marker per modality.
 
-    Vectors are compared by their cosine; matched tuples that agree come out as small clusters.
+    Vectors are compared by their cosine; matched tuples that agree come out as small clusters. Labels that are names
+    of colours are drawn in theirs.
     """
-    plt = _pyplot()
-    from sklearn.manifold import TSNE
-
     vectors = torch.cat(list(embeds.values())).numpy()
     perplexity = min(30, max(1, (len(vectors) - 1) // 3))
     points = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(vectors)
-    classes, size = sorted(set(labels)), 26 if len(labels) > 40 else 80
-    colors = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")(np.arange(len(classes)) % 20)
-    color_of = dict(zip(classes, colors, strict=True))
-    figure, axes = plt.subplots(figsize=(8.5, 6.5), layout="constrained")
+    classes, size = sorted(set(labels)), 30 if len(labels) > 40 else 80
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    color_of = {name: palette(index % palette.N) for index, name in enumerate(classes)}
+    if all(is_color_like(name) for name in classes):
+        color_of = {name: name for name in classes}
+
+    figure = _figure(8.5, 6.5)
+    axes = figure.subplots()
+    edge = {"edgecolors": "gray", "linewidths": 0.4}
     for marker, (name, group) in zip(MARKERS, zip(embeds, np.split(points, len(embeds)), strict=True), strict=False):
-        axes.scatter(
-            *group.T, c=[color_of[label] for label in labels], marker=marker, s=size, alpha=0.75, linewidths=0
-        )
+        axes.scatter(*group.T, c=[color_of[label] for label in labels], marker=marker, s=size, alpha=0.8, **edge)
         axes.scatter([], [], c="black", marker=marker, label=name)
     modality_legend = axes.legend(title="modality", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     if len(classes) <= 20:
-        handles = [axes.scatter([], [], color=color_of[name], marker="s", label=name) for name in classes]
+        handles = [axes.scatter([], [], color=color_of[name], marker="s", label=name, **edge) for name in classes]
         axes.legend(handles=handles, title="class", loc="lower left", bbox_to_anchor=(1, 0), frameon=False)
         axes.add_artist(modality_legend)
     axes.set(title="Embeddings (t-SNE)", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def save_pictures(trainer: "GramTrainer", rows: Any) -> None:
     """
-    The three `PICTURES` of a training run, into its output folder.
+    The three pictures of a training run, into its output folder, where the model card finds them.
 
     `rows` is the evaluation set, embedded anew, by all processes together. A column `label` colours the projection;
     without it every clip of up to 20 has its own colour.
@@ -135,12 +130,10 @@ def save_pictures(trainer: "GramTrainer", rows: Any) -> None:
     matched = trainer.embed_matched(rows)
     if not trainer.is_world_process_zero():
         return
+    curves, matrix, projection = (folder / name for name in PICTURES)
     names = [str(row.get("id", index)) for index, row in enumerate(rows)]
     labels = [row.get("label") or (name if len(rows) <= 20 else "all") for row, name in zip(rows, names, strict=True)]
-    plot_history(
-        trainer.state.log_history, anchor, folder / "training_curves.png", switch_step=trainer.warmup_measure_steps
-    )
+    plot_history(trainer.state.log_history, anchor, curves, switch_step=trainer.warmup_measure_steps)
     some = {name: vectors[:MATRIX_ROWS] for name, vectors in matched.items()}
-    volumes = volume(some.pop(anchor), *some.values())
-    plot_volume_matrix(volumes, names[:MATRIX_ROWS], anchor, folder / "volume_matrix.png")
-    plot_projection(matched, labels, folder / "embeddings.png")
+    plot_volume_matrix(volume(some.pop(anchor), *some.values()), names[:MATRIX_ROWS], anchor, matrix)
+    plot_projection(matched, labels, projection)

@@ -1,5 +1,6 @@
 """Processor for GRAM: raw text, video, sound, subtitles and depth to a batch."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class GramProcessor(ProcessorMixin):
     """
 
     def __init__(self, tokenizer, video_processor=None, feature_extractor=None, audio_seconds=None):
+        if audio_seconds is not None and audio_seconds <= 0:
+            raise ValueError(f"`audio_seconds` must be positive; got {audio_seconds}.")
         self.audio_seconds = audio_seconds
         super().__init__(
             tokenizer, video_processor or GramVideoProcessor(), feature_extractor or ASTFeatureExtractor()
@@ -91,20 +94,23 @@ class GramProcessor(ProcessorMixin):
         One sound as mono float32 `[samples]` at the feature extractor's rate, cut to `audio_seconds`.
 
         `audio` is a path (of a sound or of a video with sound), bytes, a file object, an array or tensor `[samples]`
-        that already has the feature extractor's rate, or a dict of `array` and `sampling_rate`.
+        that already has the feature extractor's rate, or a dict of `array` and `sampling_rate`. Integers are scaled by
+        their largest value.
         """
         rate = self.feature_extractor.sampling_rate
         if isinstance(audio, dict):
-            if audio["sampling_rate"] != rate:
-                raise ValueError(
-                    f"A sound has {audio['sampling_rate']} Hz; resample it to {rate} Hz or give its file."
-                )
+            self._check_sampling_rate(audio["sampling_rate"])
             audio = audio["array"]
         if not isinstance(audio, (np.ndarray, torch.Tensor)):
             audio = read_audio(audio, rate)
-        samples = np.asarray(audio, dtype=np.float32)
-        if samples.ndim != 1 or len(samples) == 0:
-            raise ValueError(f"A sound must be a mono array [samples], not empty; got {list(samples.shape)}.")
+        samples = audio.detach().cpu().numpy() if isinstance(audio, torch.Tensor) else audio
+        if samples.ndim != 1 or len(samples) == 0 or not np.isfinite(samples).all():
+            raise ValueError(
+                f"A sound must be a mono array [samples], not empty, of finite numbers; got {list(samples.shape)} "
+                f"{samples.dtype}. Several sounds go into a list."
+            )
+        scale = np.iinfo(samples.dtype).max if samples.dtype.kind == "i" else 1
+        samples = (samples / scale).astype(np.float32)
         spare = 0 if self.audio_seconds is None else len(samples) - round(self.audio_seconds * rate)
         if spare > 0:
             start = spare // 2 if rng is None else int(rng.integers(spare + 1))
@@ -119,6 +125,11 @@ class GramProcessor(ProcessorMixin):
         subtitle: str | list[str] | None = None,
         depth: Any | None = None,
         sampling_seeds: list[int] | None = None,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        truncation: bool | str = True,
+        max_length: int | None = None,
+        return_tensors: str = "pt",
         text_kwargs: dict | None = None,
         videos_kwargs: dict | None = None,
         audio_kwargs: dict | None = None,
@@ -130,6 +141,9 @@ class GramProcessor(ProcessorMixin):
             audio (*optional*): a sound or a list of them, see `load_audio`.
             sampling_seeds (`list[int]`, *optional*): one per item, to draw random frames and sound windows
                 (training). Without it the middle ones are taken.
+            sampling_rate (`int`, *optional*): the rate of sounds given as arrays, to be checked.
+            padding, truncation, max_length: for the tokenizer.
+            return_tensors (`str`): "pt"; a batch for a [`GramModel`] consists of tensors.
             text_kwargs, videos_kwargs, audio_kwargs (`dict`, *optional*): passed to the parts.
 
         Returns:
@@ -139,6 +153,11 @@ class GramProcessor(ProcessorMixin):
             ValueError: for an empty caption or malformed arrays.
             MediaError, FileNotFoundError: for files that cannot be read.
         """
+        if return_tensors != "pt":
+            raise ValueError(f"`return_tensors` must be 'pt'; got {return_tensors!r}.")
+        if sampling_rate is not None:
+            self._check_sampling_rate(sampling_rate)
+        text_kwargs = {"padding": padding, "truncation": truncation, "max_length": max_length, **(text_kwargs or {})}
         data = {}
         if text is not None:
             data.update(self._tokenize("text", text, text_kwargs))
@@ -161,15 +180,25 @@ class GramProcessor(ProcessorMixin):
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"`{name}[{index}]` must be a text that is not empty; got {text!r}.")
-        settings = {"padding": True, "truncation": True, "return_token_type_ids": False, **(kwargs or {})}
-        return self.tokenizer(texts, return_tensors="pt", **settings)
+        return self.tokenizer(texts, **{"return_token_type_ids": False, **kwargs, "return_tensors": "pt"})
+
+    def _check_sampling_rate(self, sampling_rate):
+        wanted = self.feature_extractor.sampling_rate
+        if sampling_rate != wanted:
+            raise ValueError(f"A sound has {sampling_rate} Hz; resample it to {wanted} Hz or give its file.")
 
     def _extract_features(self, sounds, seeds, kwargs):
         sounds = list(sounds) if isinstance(sounds, (list, tuple)) else [sounds]
+        if not sounds:
+            raise ValueError("Give at least one sound.")
         rngs = [None] * len(sounds) if seeds is None else [np.random.default_rng(seed) for seed in seeds]
         waveforms = [self.load_audio(sound, rng) for sound, rng in zip(sounds, rngs, strict=True)]
-        rate = self.feature_extractor.sampling_rate
-        features = self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", **(kwargs or {}))
+        settings = {**(kwargs or {}), "sampling_rate": self.feature_extractor.sampling_rate, "return_tensors": "pt"}
+        if len({len(waveform) for waveform in waveforms}) > 1 and "padding" not in settings:
+            # Extractors of raw waveforms (Wav2Vec2) pad on request only; spectrogram extractors have their own way.
+            padding = inspect.signature(self.feature_extractor.__call__).parameters.get("padding")
+            settings |= {"padding": True} if padding is not None and padding.default is False else {}
+        features = self.feature_extractor(waveforms, **settings)
         main = self.feature_extractor.model_input_names[0]
         named = {"input_features" if key == main else f"audio_{key}": value for key, value in features.items()}
         return {key: value.float() if value.is_floating_point() else value for key, value in named.items()}

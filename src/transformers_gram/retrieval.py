@@ -32,7 +32,7 @@ def retrieval_ranks(
 
     Returns:
         Ranks `[N]` of candidates for anchors, and `[M]` of anchors for candidates; 1 is best. Items that tie with the
-        match count as ahead of it, so that a collapsed model does not look perfect.
+        match, and NaN, count as ahead of it, so that a collapsed or diverged model does not look perfect.
 
     Raises:
         ValueError: if an id has no counterpart.
@@ -43,7 +43,7 @@ def retrieval_ranks(
 
     def ranks(distances, is_match):
         best = distances.masked_fill(~is_match, float("inf")).amin(dim=1, keepdim=True)
-        return 1 + ((distances <= best) & ~is_match).sum(dim=1)
+        return 1 + (~(distances > best) & ~is_match).sum(dim=1)
 
     forward = [
         ranks(measure(part, *others), part_ids[:, None] == candidate_ids)

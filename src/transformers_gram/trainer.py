@@ -1,5 +1,6 @@
 """Trainer for GRAM: the contrastive loss over volumes, and retrieval as evaluation."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.utils import logging
 
-from .data_collator import GramDataCollator, SeededRows
-from .loss import contrastive_loss
+from .data_collator import GramDataCollator, SeededRows, row_name
+from .loss import MIN_TEMPERATURE, contrastive_loss
 from .model_card import build_model_card
 from .modeling_gram import GramModel
 from .processing_gram import GramProcessor
@@ -20,6 +22,8 @@ from .retrieval import alignment_metrics, retrieval_metrics
 from .training_args import GramTrainingArguments
 from .volume import matched_volume
 
+
+logger = logging.get_logger(__name__)
 
 UNALIGNED_WARMUP_RATIO = 0.25
 
@@ -31,8 +35,14 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     A killed run may leave half a checkpoint, which [`~transformers.trainer_utils.get_last_checkpoint`] would return.
     The trainer's state is the last file of a checkpoint.
     """
-    complete = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
+    checkpoints = {int(path.name.rsplit("-", 1)[1]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    for _, checkpoint in sorted(checkpoints.items(), reverse=True):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return str(checkpoint)
+    return None
 
 
 class _ShortProgress(ProgressCallback):
@@ -45,14 +55,17 @@ class _ShortProgress(ProgressCallback):
         super().on_log(args, state, control, logs=logs, **kwargs)
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the training rows their epoch. (The data loader does so only in some of its distributed forms.)"""
+class _TrainingCallback(TrainerCallback):
+    """Tells the rows their epoch (not every data loader does so), and keeps the temperature positive."""
 
-    def __init__(self, rows: SeededRows):
-        self.rows = rows
+    def __init__(self, rows: SeededRows, temperature: torch.nn.Parameter):
+        self.rows, self.temperature = rows, temperature
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.rows.set_epoch(int(state.epoch))
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.temperature.data.clamp_(min=MIN_TEMPERATURE)
 
 
 class _Columns(Dataset):
@@ -74,11 +87,11 @@ class GramTrainer(Trainer):
 
     Args:
         model ([`GramModel`]), args ([`GramTrainingArguments`]).
-        processing_class ([`GramProcessor`]): reads the rows, and is saved with the model.
-        train_dataset, eval_dataset: map-style data sets of rows as [`GramDataCollator`] takes them, e.g. of
-            [`load_annotations`] or [`load_sample_clips`].
         data_collator (*optional*): [`GramDataCollator`] by default.
-        kwargs: as for [`~transformers.Trainer`].
+        train_dataset, eval_dataset: map-style data sets of rows as [`GramDataCollator`] takes them, e.g. of
+            [`load_annotations`] or [`load_sample_clips`]; the latter, or a dict of them.
+        processing_class ([`GramProcessor`]): reads the rows, and is saved with the model.
+        kwargs: as for [`~transformers.Trainer`], without `model_init` and `compute_metrics`.
 
     `evaluate()` embeds every clip and every caption once, and reports recall in both directions by volume and by
     cosine, and how well matched tuples agree; see [`retrieval_metrics`] and [`alignment_metrics`].
@@ -90,12 +103,19 @@ class GramTrainer(Trainer):
         self,
         model: GramModel,
         args: GramTrainingArguments,
-        processing_class: GramProcessor,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        data_collator: Any = None,
+        processing_class: GramProcessor | None = None,
         **kwargs,
     ):
+        if not isinstance(args, GramTrainingArguments):
+            raise TypeError(f"`args` must be GramTrainingArguments; got {type(args).__name__}.")
+        if processing_class is None:
+            raise TypeError("`processing_class` is needed: the GramProcessor that reads the rows.")
+        if unsupported := {"model_init", "compute_metrics"} & {key for key, value in kwargs.items() if value}:
+            raise TypeError(f"GramTrainer takes no {sorted(unsupported)}: it needs the model, and ranks by itself.")
+        self._warn_of_missing_columns(model, train_dataset)
         if train_dataset is not None:
             train_dataset = SeededRows(train_dataset, args.data_seed if args.data_seed is not None else args.seed)
         super().__init__(
@@ -108,11 +128,22 @@ class GramTrainer(Trainer):
             **kwargs,
         )
         if train_dataset is not None:
-            self.add_callback(_EpochCallback(train_dataset))
+            self.add_callback(_TrainingCallback(train_dataset, model.temperature))
         if self.pop_callback(ProgressCallback):
             self.add_callback(_ShortProgress)
         self.last_metrics: dict[str, float] | None = None
+        self.evaluated_on_training_rows = False
         self._logged_sums: dict[str, torch.Tensor | int] = defaultdict(int)
+
+    @staticmethod
+    def _warn_of_missing_columns(model, rows):
+        if not rows or not hasattr(rows, "__len__"):
+            return
+        columns = set(rows[0])
+        modalities = model.config.modalities
+        missing = [name for name in modalities if not columns & {name, *modalities[name]["inputs"]}]
+        if missing:
+            logger.warning(f"The training rows have no columns for {missing}: these modalities will not be trained.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
@@ -175,6 +206,8 @@ class GramTrainer(Trainer):
 
     def get_train_dataloader(self):
         batch = self.args.train_batch_size * self.args.world_size
+        if (self.args.train_batch_size if self.args.gather == "none" else batch) < 2:
+            raise ValueError("A contrastive loss needs batches of two rows at least; raise the batch size.")
         if self.args.dataloader_drop_last and self.train_dataset is not None and len(self.train_dataset) < batch:
             raise ValueError(
                 f"The training set has {len(self.train_dataset)} rows, fewer than one batch of {batch}; lower "
@@ -249,8 +282,11 @@ class GramTrainer(Trainer):
         inputs = set(self.model.config.modalities[anchor]["inputs"])
         candidates = self.embed(_Columns(rows, without={anchor, *inputs}))
         if anchor == "text":
-            texts = rows.select_columns(["text"]) if hasattr(rows, "select_columns") else rows
-            captions = [[row["text"]] if isinstance(row["text"], str) else row["text"] for row in texts]
+            texts = rows.select_columns(["text"]) if "text" in getattr(rows, "column_names", ()) else rows
+            captions = [row.get("text") for row in texts]
+            if None in captions:
+                raise ValueError(f"{row_name(rows[captions.index(None)])} has no `text`; evaluation ranks captions.")
+            captions = [[text] if isinstance(text, str) else text for text in captions]
             anchor_rows = [{"text": caption} for group in captions for caption in group]
             owners = [index for index, group in enumerate(captions) for _ in group]
         else:
@@ -272,6 +308,8 @@ class GramTrainer(Trainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         rows = dataloader.dataset
+        if not hasattr(rows, "__len__"):
+            raise TypeError(f"The evaluation set must be map-style, with a length; got a {type(rows).__name__}.")
         anchor = self.model.config.anchor
         embeds, owners = self.embed_for_retrieval(rows)
         matched = self._match(embeds, owners, len(rows))
@@ -288,16 +326,28 @@ class GramTrainer(Trainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if metric_key_prefix == "eval":
             self.last_metrics = metrics
+            rows = self.eval_dataset if eval_dataset is None else eval_dataset
+            self.evaluated_on_training_rows = rows is getattr(self.train_dataset, "rows", None)
         return metrics
 
-    def create_model_card(self, model_name: str | None = None, dataset: str | None = None, **kwargs) -> None:
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | None = None,
+        **kwargs,
+    ) -> None:
         """
         Write `README.md` into the output folder: the results of the last `evaluate()`, pictures that lie there, how to
-        use the model, and how it was trained. `dataset` says on what. The other arguments of
-        [`~transformers.Trainer.create_model_card`] are taken and not needed.
+        use the model, and how it was trained. `dataset` says on what. What else
+        [`~transformers.Trainer.create_model_card`] takes is not used.
         """
         if self.is_world_process_zero():
-            build_model_card(self, model_name, dataset).save(Path(self.args.output_dir) / "README.md")
+            tags = [tags] if isinstance(tags, str) else tags
+            card = build_model_card(self, model_name, dataset, language=language, license=license, tags=tags)
+            card.save(Path(self.args.output_dir) / "README.md")
 
     def _evaluation_loss(self, matched: dict[str, torch.Tensor]) -> float:
         """Mean loss of batches of the evaluation's size, always by `args.measure`, so that it compares over time."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature
@@ -35,7 +36,8 @@ class GramVideoProcessor(VideoProcessorMixin):
     Frames of videos, resized, cropped and normalised.
 
     The shorter side is resized to `size["shortest_edge"]` (or both to `height` and `width`, which may squash), the
-    middle `crop_size` is cut out, values are scaled to [0, 1] and normalised with `image_mean` and `image_std`.
+    middle `crop_size` is cut out, integers are scaled to [0, 1], and everything is normalised with `image_mean` and
+    `image_std`.
 
     A video is a path, bytes or file object, an array or tensor `[frames, height, width, 3]` or `[frames, 3, height,
     width]`, or a list of images (PIL, arrays). Of more frames than `num_frames`, as many are sampled; fewer are an
@@ -56,8 +58,14 @@ class GramVideoProcessor(VideoProcessorMixin):
     image_std = OPENAI_CLIP_STD
 
     def __init__(self, **kwargs):
+        self._check(kwargs, also={"video_processor_type", "processor_class", "auto_map"})
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
+
+    def _check(self, kwargs: dict[str, Any], also: set[str] = frozenset()):
+        if unknown := kwargs.keys() - self.valid_kwargs.__annotations__.keys() - also:
+            raise TypeError(f"{type(self).__name__} has no arguments {sorted(unknown)}.")
+        validate_typed_dict(self.valid_kwargs, {key: kwargs[key] for key in kwargs.keys() - also})
 
     def load(self, video: Any, rng: np.random.Generator | None = None) -> np.ndarray:
         """
@@ -66,13 +74,18 @@ class GramVideoProcessor(VideoProcessorMixin):
         Without `rng` the middle frame of each of `num_frames` segments, with it a random one (training).
         """
         if isinstance(video, (list, tuple)):
-            images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in video]
-            video = np.stack([np.asarray(image) for image in images])
+            images = [np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in video]
+            if len(shapes := {image.shape for image in images}) != 1:
+                raise ValueError(f"The images of a video must be of one shape, at least one; got {sorted(shapes)}.")
+            video = np.stack(images)
         elif not isinstance(video, (np.ndarray, torch.Tensor)):
             return read_video(video, self.num_frames, rng)
-        frames = np.asarray(video)
-        if frames.ndim != 4:
-            raise ValueError(f"A video array must have 4 axes [frames, height, width, 3]; got {list(frames.shape)}.")
+        frames = video.detach().cpu().numpy() if isinstance(video, torch.Tensor) else video
+        if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]):
+            raise ValueError(
+                f"A video array must be [frames, height, width, 3] or [frames, 3, height, width]; got "
+                f"{list(frames.shape)}. Several videos go into a list."
+            )
         if infer_channel_dimension_format(frames, num_channels=3) == ChannelDimension.FIRST:
             frames = frames.transpose(0, 2, 3, 1)
         return frames[sample_frame_indices(len(frames), self.num_frames, rng)]
@@ -82,6 +95,7 @@ class GramVideoProcessor(VideoProcessorMixin):
         Args:
             videos: one video or a list of them, see the class.
             rngs (`list[numpy.random.Generator]`, *optional*): one per video, to sample random frames.
+            return_tensors (`str`): "pt" or "np".
             kwargs: any attribute of the processor, for this call only.
 
         Returns:
@@ -89,23 +103,35 @@ class GramVideoProcessor(VideoProcessorMixin):
 
         Raises:
             MediaError, FileNotFoundError: for a file that cannot be read.
-            ValueError: for arrays of the wrong shape, too few frames, or outputs of different sizes.
+            ValueError: for arrays of the wrong shape or range, too few frames, or outputs of different sizes.
+            TypeError: for an argument that the processor has not.
         """
         if kwargs:
+            self._check(kwargs)
             return type(self)(**{**self.to_dict(), **kwargs}).preprocess(videos, rngs, return_tensors)
         if not isinstance(videos, (list, tuple)) or (len(videos) and isinstance(videos[0], Image.Image)):
             videos = [videos]
+        if len(videos) == 0:
+            raise ValueError("Give at least one video.")
         rngs = rngs or [None] * len(videos)
         pixel_values = [self._transform(self.load(video, rng)) for video, rng in zip(videos, rngs, strict=True)]
         if len(shapes := {tuple(video.shape) for video in pixel_values}) > 1:
             raise ValueError(f"Videos came out in different shapes {sorted(shapes)}; set `do_center_crop` and `size`.")
-        data = {"pixel_values_videos": torch.stack(pixel_values)}
-        return BatchFeature(data if return_tensors == "pt" else {k: v.numpy() for k, v in data.items()})
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"`return_tensors` must be 'pt' or 'np'; got {return_tensors!r}.")
+        stacked = torch.stack(pixel_values)
+        return BatchFeature({"pixel_values_videos": stacked if return_tensors == "pt" else stacked.numpy()})
 
     def _transform(self, frames: np.ndarray) -> torch.Tensor:
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).float()
-        if self.do_rescale:
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+        if self.do_rescale and not video.is_floating_point():
             video = video * self.rescale_factor
+        elif self.do_rescale and not (video.min() >= 0 and video.max() <= 1):
+            raise ValueError(
+                f"Frames of floating point numbers must lie in [0, 1]; got [{video.min():g}, {video.max():g}]. Give "
+                "integers in [0, 255], or set `do_rescale=False`."
+            )
+        video = video.float()
         if self.do_resize:
             video = self._resize(video)
         if self.do_center_crop:

@@ -41,7 +41,9 @@ def main(annotations, output_dir, batch_size):
             disable_tqdm=True,
         )
         saved = SaveGradients()
-        trainer = GramTrainer(model, args, processor, train_dataset=rows, eval_dataset=rows, callbacks=[saved])
+        trainer = GramTrainer(
+            model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor, callbacks=[saved]
+        )
         trainer.train()
         results[measure] = {
             "world_size": args.world_size,
