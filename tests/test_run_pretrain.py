@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,58 @@ def test_a_run_leaves_model_card_metrics_and_pictures(annotations, tmp_path):
     row = json.loads((annotations / "test.json").read_text())[0]
     batch = processor(text=row["text"], videos=[row["video"]], audio=[row["video"]])
     assert model(**batch).volumes.shape == (1, 1)
+
+
+def test_five_modalities_from_folders_and_on_with_two_in_two_processes(annotations, sample_clips, tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    lines = ["video_id,caption,subtitle"]
+    for row in sample_clips["test"]:
+        shutil.copy(row["video"], clips / f"{row['id']}.mp4")
+        lines += [f'{row["id"]},"{caption}, they say",Hello {row["id"]}' for caption in (row["text"][0], "a clip")]
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    folders = [f"--{name}_dir={clips}" for name in ("video", "audio", "depth")]
+    arguments = [
+        "--train_file",
+        tmp_path / "clips.csv",
+        *folders,
+        *COMMON,
+        "--max_steps",
+        "2",
+        "--save_strategy",
+        "no",
+    ]
+    names = ["text", "video", "audio", "subtitle", "depth"]
+    first = [sys.executable, SCRIPT, *arguments, "--output_dir", tmp_path / "five", "--modalities", *names]
+    run = subprocess.run([str(part) for part in first], check=True, capture_output=True, text=True, timeout=120)
+    assert "| volume(text; audio, depth, subtitle, video) | text → clip |" in run.stdout
+    assert set(GramModel.from_pretrained(tmp_path / "five").config.modalities) == set(names)
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    second = command(annotations, tmp_path / "two", "--num_train_epochs", "1", "--modalities", "text", "video")
+    second += ["--model_name_or_path", str(tmp_path / "five"), "--save_strategy", "no", "--eval_strategy", "no"]
+    run = subprocess.run([*launch, *second], check=True, capture_output=True, text=True, timeout=120)
+    assert "| volume(text; video) | text → clip |" in run.stdout
+    assert "no columns for ['audio', 'depth', 'subtitle']" in run.stderr
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["epoch"] == 1 and metrics["eval_num_clips"] == 9
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--modalities", "video", "audio"], "add text"),
+        (["--video_dir", "clips"], "need a --train_file"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, tmp_path):
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "--use_cpu", "--output_dir", tmp_path, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode != 0 and message in run.stderr
 
 
 def losses(output_dir, step):
