@@ -99,19 +99,19 @@ def test_the_loss_warms_up_with_cosine(make_trainer):
 
     trainer.training_step = spy
     trainer.train()
-    assert used == ["cosine"] * 2 + ["volume"] * 6
+    assert used == ["cosine"] * 4 + ["volume"] * 4
 
 
 def test_a_loaded_model_needs_no_warm_up(make_trainer, tmp_path):
     fresh = make_trainer()
     fresh.state.max_steps = 100
-    assert fresh.warmup_measure_steps == 25
+    assert fresh.warmup_measure_steps == 50
     fresh.model.save_pretrained(tmp_path / "model")
     loaded = make_trainer(GramModel.from_pretrained(tmp_path / "model"))
     loaded.state.max_steps = 100
     assert loaded.warmup_measure_steps == 0
-    loaded.args.warmup_measure_ratio = 0.5
-    assert loaded.warmup_measure_steps == 50
+    loaded.args.warmup_measure_ratio = 0.1
+    assert loaded.warmup_measure_steps == 10
 
 
 def test_the_loss_is_that_of_the_arguments(make_trainer):

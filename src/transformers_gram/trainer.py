@@ -25,7 +25,7 @@ from .volume import matched_volume
 
 logger = logging.get_logger(__name__)
 
-UNALIGNED_WARMUP_RATIO = 0.25
+UNALIGNED_WARMUP_RATIO = 0.5
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

@@ -28,7 +28,7 @@ class GramTrainingArguments(TrainingArguments):
         metadata={
             "help": "Share of the steps trained with warmup_measure. The volume alone cannot tell a from -a, and "
             "starts badly from encoders that are not aligned. Default: 0 for a model that was loaded with "
-            "GramModel.from_pretrained, else 0.25."
+            "GramModel.from_pretrained, else 0.5."
         },
     )
     gather: str = field(
