@@ -58,7 +58,10 @@ class ScriptArguments:
     vision_model: str | None = field(default=None, metadata={"help": "Pretrained vision encoder."})
     audio_model: str | None = field(default=None, metadata={"help": "Pretrained audio encoder."})
     num_frames: int = field(default=2, metadata={"help": "Frames per video, for a new model."})
-    audio_seconds: float = field(default=10.0, metadata={"help": "Seconds of sound that pretrained encoders hear."})
+    audio_seconds: float = field(
+        default=10.0,
+        metadata={"help": "Longer sounds are cut to a window of this length. (A new small model hears 2 seconds.)"},
+    )
 
 
 DEFAULTS = {
@@ -94,8 +97,8 @@ def load_data(args: ScriptArguments):
         clips = clips.select_columns(["id", "label", *args.modalities])
         return clips["train"], clips["test"]
     train = load_annotations(args.train_file, folders, args.modalities)
-    if args.eval_file is None:
-        logger.warning("No --eval_file: recall is measured on the clips that were trained on.")
+    if args.eval_file is None or Path(args.eval_file).resolve() == Path(args.train_file).resolve():
+        logger.warning("No other --eval_file: recall is measured on the clips that were trained on.")
         return train, train
     return train, load_annotations(args.eval_file, folders, args.modalities)
 
@@ -108,6 +111,8 @@ def build_model(args: ScriptArguments, texts: list[str]):
         return model, GramProcessor.from_pretrained(args.model_name_or_path)
     names = {"text": args.text_model, "vision": args.vision_model, "audio": args.audio_model}
     encoders = {name: encoder for name, encoder in names.items() if encoder}
+    if encoders and not args.text_model:
+        raise ValueError(f"Pretrained {sorted(encoders)} need a --text_model too.")
     if encoders:
         processor = GramProcessor.from_encoders(
             **encoders, num_frames=args.num_frames, audio_seconds=args.audio_seconds
@@ -120,7 +125,7 @@ def build_model(args: ScriptArguments, texts: list[str]):
 def parse_arguments():
     parser = HfArgumentParser((ScriptArguments, GramTrainingArguments))
     parser.set_defaults(**DEFAULTS)
-    if any(argument.startswith("--num_train_epochs") for argument in sys.argv):
+    if any(argument.replace("-", "_").startswith("__num_train_epochs") for argument in sys.argv):
         parser.set_defaults(max_steps=-1)
     args, training_args = parser.parse_args_into_dataclasses()
     training_args.dataloader_persistent_workers &= training_args.dataloader_num_workers > 0

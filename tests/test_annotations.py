@@ -45,6 +45,12 @@ def test_ids_match_files_exactly_and_sound_comes_from_the_video(clips, suffix):
     assert data["audio"][:] == [str(clips / "sounds" / "video1.wav"), str(clips / "sounds" / "video10.mp3")]
 
 
+def test_what_a_later_caption_leaves_empty_it_inherits(clips):
+    rows = [{"id": "video1", "text": "[Music] plays", "video": "video1.mp4"}, {"id": "video1", "text": "two"}]
+    row = load_annotations(write(clips / "a.csv", rows))[0]
+    assert row["text"] == ["[Music] plays", "two"] and row["video"].endswith("video1.mp4")
+
+
 def test_files_saved_by_a_spreadsheet(clips):
     (clips / "a.csv").write_text("id,text\nvideo1,a dog\n", encoding="utf-8-sig")
     assert load_annotations(clips / "a.csv", {"video": clips})["id"][:] == ["video1"]

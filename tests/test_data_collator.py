@@ -36,15 +36,26 @@ def test_without_seed_the_first_caption_and_the_middle_frames(collator, row):
 
 def test_draws_depend_on_seed_epoch_and_row_alone(collator, sample_clips):
     rows = SeededRows(sample_clips["train"], seed=1)
-    seeds = [rows[index]["seed"] for index in range(len(rows))]
+    seeds = [rows[index]["sampling_seed"] for index in range(len(rows))]
     assert len(set(seeds)) == len(rows)
-    captions = {collator([rows[0]])["input_ids"].shape for _ in range(3)}
-    assert len(captions) == 1
+    assert torch.equal(collator([rows[0]])["input_ids"], collator([rows[0]])["input_ids"])
     rows.set_epoch(1)
-    assert all(rows[index]["seed"] != seed for index, seed in enumerate(seeds))
-    assert SeededRows(sample_clips["train"], seed=2)[0]["seed"] not in seeds
+    assert all(rows[index]["sampling_seed"] != seed for index, seed in enumerate(seeds))
+    assert SeededRows(sample_clips["train"], seed=2)[0]["sampling_seed"] not in seeds
     rows.set_epoch(0)
-    assert [rows[index]["seed"] for index in range(len(rows))] == seeds
+    assert [rows[index]["sampling_seed"] for index in range(len(rows))] == seeds
+
+
+def test_caption_frames_and_sound_are_drawn_independently(collator):
+    frames = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    ramp = np.arange(16000 * 6, dtype=np.float32)
+    drawn = set()
+    for seed in range(200):
+        row = {"id": seed, "text": ["a", "b"], "video": frames, "audio": ramp, "sampling_seed": seed}
+        first = collator._load(collator._video, row, "video")[0, 0, 0, 0]
+        start = collator._load(collator._audio, row, "audio")[0]
+        drawn.add((collator._load(collator._text, row, "text"), bool(first < 10), bool(start < 32000)))
+    assert len(drawn) == 8
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -97,6 +108,8 @@ def write_bad_files(folder, good):
         ({"audio": np.zeros(0, np.float32)}, "`audio`.*empty"),
         ({"text": ["", "x"]}, "`text`.*not empty"),
         ({"text": []}, "`text`.*not empty"),
+        ({"text": 5}, "`text`"),
+        ({"video": 5}, "`video`.*int"),
     ],
 )
 def test_errors_name_the_row(collator, row, tmp_path, change, message):

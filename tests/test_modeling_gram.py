@@ -14,6 +14,8 @@ from transformers import (
     ResNetConfig,
     ViTConfig,
     ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -247,6 +249,26 @@ def test_from_encoders_takes_other_architectures():
     text = BertConfig(vocab_size=50, **size)
     model = GramModel(GramConfig(text_config=text, vision_config=resnet, modalities=modalities))
     assert model(**tiny_batch(("text", "video"))).volumes.shape == (3, 3)
+
+
+def test_a_raw_waveform_encoder_with_its_mask():
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    waves = Wav2Vec2Config(**size, conv_dim=[8, 8], conv_stride=[5, 4], conv_kernel=[10, 8], feat_extract_norm="layer")
+    waves.num_conv_pos_embeddings, waves.num_conv_pos_embedding_groups = 4, 2
+    model = GramModel.from_encoders(text=encoder_parts()["text"], audio=Wav2Vec2Model(waves)).eval()
+    assert model.config.modalities["audio"]["inputs"] == {
+        "input_features": "input_values",
+        "audio_attention_mask": "attention_mask",
+    }
+    sound = torch.randn(1, 800)
+
+    def embed(padding, with_mask):
+        padded = torch.cat([sound, torch.zeros(1, padding)], dim=1)
+        mask = {"audio_attention_mask": (torch.arange(800 + padding) < 800).long()[None]} if with_mask else {}
+        return model.get_audio_features(input_features=padded, **mask).pooler_output
+
+    torch.testing.assert_close(embed(400, True), embed(800, True), rtol=0, atol=1e-4)
+    assert (embed(400, False) - embed(800, False)).norm() > 1e-2
 
 
 def test_sdpa_equals_eager():

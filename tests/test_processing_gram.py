@@ -62,6 +62,8 @@ def test_all_forms_of_a_video_give_the_same_pixels(processor, clip):
         content = file.read()
     forms = {
         "path": clip,
+        "datasets": {"path": clip, "bytes": None},
+        "content in datasets": {"path": None, "bytes": content},
         "bytes": content,
         "file": io.BytesIO(content),
         "array": frames,
@@ -160,6 +162,9 @@ def test_errors_say_what_to_do(processor, clip, tmp_path):
         ({"audio": np.full(9, np.nan)}, ValueError, "finite"),
         ({"audio": np.zeros(9), "sampling_rate": 44100}, ValueError, "44100 Hz"),
         ({"text": "a", "return_tensors": "np"}, ValueError, "return_tensors"),
+        ({"videos": [frames], "sampling_seeds": [1, 2]}, ValueError, r"2 entries for \[1\] items"),
+        ({"videos": [frames.astype(np.uint16)]}, ValueError, "must be uint8; got .*uint16"),
+        ({"audio": np.zeros(9, np.uint8)}, ValueError, "signed integers; got uint8"),
         ({"videos": [np.zeros((1, 64, 64, 3), np.uint8)]}, ValueError, "2 frames.*1"),
         ({"audio": [np.zeros(0, np.float32)]}, ValueError, r"not empty.*got \[0\]"),
         ({"audio": [np.zeros((2, 100), np.float32)]}, ValueError, r"mono.*\[2, 100\]"),

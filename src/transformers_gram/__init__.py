@@ -6,6 +6,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .configuration_gram import GramConfig, paper_modalities
+from .loss import contrastive_loss
+from .media import MediaError, read_audio, read_video
 from .modeling_gram import GramModel, GramOutput, GramPreTrainedModel
 from .processing_gram import GramProcessor
 from .video_processing_gram import GramVideoProcessor
@@ -20,10 +22,6 @@ _LAZY = {
     "load_annotations": "annotations",
     "GramDataCollator": "data_collator",
     "SeededRows": "data_collator",
-    "contrastive_loss": "loss",
-    "MediaError": "media",
-    "read_audio": "media",
-    "read_video": "media",
     "alignment_metrics": "retrieval",
     "retrieval_metrics": "retrieval",
     "retrieval_ranks": "retrieval",
@@ -42,10 +40,14 @@ __all__ = [
     "GramPreTrainedModel",
     "GramProcessor",
     "GramVideoProcessor",
+    "MediaError",
+    "contrastive_loss",
     "cosine",
     "factorize",
     "matched_volume",
     "paper_modalities",
+    "read_audio",
+    "read_video",
     "volume",
     *_LAZY,
 ]

@@ -126,7 +126,7 @@ def _parse_row(row: dict[str, Any], where: str, base: Path, modalities: list[str
         filled = isinstance(captions, list) and all(isinstance(text, str) and text.strip() for text in captions)
         if not filled or not captions:
             raise AnnotationError(f"{where} (id {clip['id']!r}) has an empty caption, or none: {captions!r}.")
-        if any(caption.startswith("[") and caption.endswith("]") for caption in captions):
+        if any(caption.startswith(('["', "['")) for caption in captions):
             raise AnnotationError(
                 f"{where}: {captions} looks like a list in a text; in CSV, repeat the row per caption."
             )
@@ -149,10 +149,10 @@ def _merge(clips: dict[str, dict[str, Any]], clip: dict[str, Any], where: str):
     known = clips.setdefault(clip["id"], clip)
     if known is clip:
         return
-    differing = [key for key in clip if key != "text" and clip[key] != known.get(key)]
+    differing = [key for key in clip if key != "text" and clip[key] not in (None, known.get(key))]
     if differing or "text" not in clip:
         raise AnnotationError(
-            f"{where} repeats the id {clip['id']!r} with another {differing or 'row'}; ids are unique."
+            f"{where} repeats the id {clip['id']!r} with another {differing or 'row'}: an id is one clip."
         )
     known["text"] = known["text"] + clip["text"]
 

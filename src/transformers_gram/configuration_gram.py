@@ -167,7 +167,8 @@ class GramConfig(PreTrainedConfig):
                     f"`{key}` is the encoder-decoder {given.model_type!r}; register its encoder as a model."
                 )
             setattr(self, key, given)
-        unused = [f"{name}_config" for name in DEFAULT_ENCODERS if name not in self.encoder_names]
+        declared = [f"{name}_config" for name in DEFAULT_ENCODERS]
+        unused = [key for key in declared if key not in self.sub_configs]
         if unused := [key for key in unused if getattr(self, key) is not None]:
             raise ValueError(f"No modality uses {unused}: name the encoder in `modalities` or leave the config out.")
 

@@ -10,7 +10,10 @@ from transformers import BatchFeature
 
 from .configuration_gram import GramConfig
 from .media import MediaError
-from .processing_gram import GramProcessor
+from .processing_gram import GramProcessor, sampling_rng
+
+
+SEED_COLUMN = "sampling_seed"
 
 
 def row_name(row: dict[str, Any]) -> str:
@@ -19,7 +22,7 @@ def row_name(row: dict[str, Any]) -> str:
 
 class SeededRows(Dataset):
     """
-    The rows of a training set with a `seed` column, a function of the run's seed, the epoch and the index alone.
+    The rows of a training set with a column `sampling_seed`: a function of the run's seed, the epoch and the index.
 
     Captions, frames and sound windows are drawn from it. So they do not depend on the workers, and a resumed run draws
     what an undisturbed one would have. The epoch lives in shared memory, to reach workers that outlive an epoch.
@@ -39,7 +42,7 @@ class SeededRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sequence = np.random.SeedSequence([self.seed, int(self.epoch), index])
-        return {**self.rows[index], "seed": int(sequence.generate_state(1, np.uint32)[0])}
+        return {**self.rows[index], SEED_COLUMN: int(sequence.generate_state(1, np.uint32)[0])}
 
 
 @dataclass
@@ -52,8 +55,8 @@ class GramDataCollator:
     modality it holds the encoder's inputs as arrays or tensors of one shape, under the batch names that the
     configuration gives them. Modalities for which the rows have no column are not in the batch.
 
-    With a `seed` column (training, see [`SeededRows`]) a caption, the frames and the sound window are drawn from it;
-    without, they are the first caption, the middle frames and the middle window.
+    With a column `sampling_seed` (training, see [`SeededRows`]) a caption, the frames and the sound window are drawn
+    from it; without, they are the first caption, the middle frames and the middle window.
 
     Raises:
         ValueError (`MediaError` for media): naming the row's `id`, if a value is missing, empty or unreadable.
@@ -87,10 +90,10 @@ class GramDataCollator:
         value = row.get(column)
         if value is None:
             raise ValueError(f"{row_name(row)} has no `{column}`; remove the row, or the column from all rows.")
-        rng = np.random.default_rng(row["seed"]) if "seed" in row else None
+        rng = sampling_rng(row[SEED_COLUMN], column) if SEED_COLUMN in row else None
         try:
             return loader(value, rng)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, KeyError, OSError) as error:
             kind = MediaError if isinstance(error, (MediaError, OSError)) else ValueError
             raise kind(f"{row_name(row)}, `{column}`: {error}") from error
 

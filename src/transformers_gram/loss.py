@@ -6,7 +6,7 @@ The contrastive loss: embeddings in, loss out. Nothing here knows of a model.
 with `V` the measure of every anchor with every candidate: the GRAM contrastive loss of arXiv 2412.11959.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,11 @@ MIN_TEMPERATURE = 1e-3
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Joins the rows of all processes; the gradient of a row is the sum of what every process asks of it."""
+    """
+    Joins the rows of all processes; the gradient of a row is the sum of what every process asks of it.
+
+    `torch.distributed.nn.functional.all_gather` does the same and is deprecated.
+    """
 
     @staticmethod
     def forward(ctx, tensor):
@@ -30,15 +34,13 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _gather_rows(tensor: torch.Tensor, gather: Gather) -> torch.Tensor:
     """[B, ...] of this process -> [world_size * B, ...] of all, in the order of the ranks. All must hold B rows."""
-    if gather not in ("full", "detach", "none"):
-        raise ValueError(f"`gather` must be 'full', 'detach' or 'none'; got {gather!r}.")
     if gather == "detach":
         tensor = tensor.detach()
     if gather == "none" or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -62,6 +64,7 @@ def _cross_entropy(logits, targets, rows, columns, label_smoothing):
 
 def _one_term(measure, anchor, others, temperature, mask, label_smoothing, gather):
     if mask is not None:
+        # NaN times zero is NaN: what stands in a row that counts nowhere must not reach the others.
         anchor = anchor.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
     all_anchors = _gather_rows(anchor, gather)
     all_others = [_gather_rows(other, gather) for other in others]
@@ -122,6 +125,8 @@ def contrastive_loss(
         ValueError: for an unknown `measure` or `gather`, shapes that do not fit, a `temperature` that is not positive,
             or a `label_smoothing` outside of [0, 1].
     """
+    if gather not in get_args(Gather):
+        raise ValueError(f"`gather` must be one of {get_args(Gather)}; got {gather!r}.")
     if measure not in MEASURES:
         raise ValueError(f"Unknown measure {measure!r}; choose one of {sorted(MEASURES)}.")
     if not others or any(other.shape != anchor.shape for other in others):

@@ -66,7 +66,8 @@ def read_video(
     Read frames spread evenly over a clip, see [`sample_frame_indices`]. Only what these frames need is decoded.
 
     Args:
-        source: path, content, or binary file object, which is read from its start and left open. The format is told by
+        source: path, content, or binary file object, which is read from its start and left open; or a dict of `bytes`
+            or `path`, as `datasets` gives it undecoded. The format is told by
             the content, whatever the name.
         num_frames: frames to read.
         rng (*optional*): choose the frames at random, one per segment.
@@ -98,7 +99,8 @@ def read_audio(source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int)
     Read a sound file or the sound track of a video as one channel: the mean of all channels, then resampled.
 
     Args:
-        source: path, content, or binary file object, which is read from its start and left open. The format is told by
+        source: path, content, or binary file object, which is read from its start and left open; or a dict of `bytes`
+            or `path`, as `datasets` gives it undecoded. The format is told by
             the content, whatever the name.
         sampling_rate: of the result, in Hz.
 
@@ -161,6 +163,8 @@ class _Media:
 @contextlib.contextmanager
 def _binary_file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
     """A seekable file object and the name for messages."""
+    if isinstance(source, dict):  # an undecoded `Audio` or `Video` of `datasets`
+        source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes):
         yield io.BytesIO(source), "<bytes>"
     elif isinstance(source, str | os.PathLike):

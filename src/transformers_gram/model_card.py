@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PICTURES = {
     "training_curves.png": "Loss and recall over the training",
-    "volume_matrix.png": "Volume of every anchor with every clip of an evaluation batch",
+    "volume_matrix.png": "Volume of every anchor with every clip, first rows of the evaluation set",
     "embeddings.png": "t-SNE of the embeddings",
 }
 
@@ -126,7 +126,9 @@ def _results(trainer: "GramTrainer") -> str:
         sections.append(
             RESULTS.format(
                 num_clips=metrics[f"{prefix}_num_clips"],
-                which="it was trained on" if trainer.evaluated_on_training_rows else f"for evaluation (`{prefix}`)",
+                which="it was trained on"
+                if trainer.evaluated_on_training_rows
+                else " ".join(["for evaluation", *prefix.split("_")[1:]]),
                 table=results_table(metrics, trainer.model.config.anchor, prefix),
                 alignment=metrics[f"{prefix}_alignment"],
                 cosines=", ".join(f"{pair.replace('_', ' ')} {value:.2f}" for pair, value in cosines.items()),
@@ -137,9 +139,9 @@ def _results(trainer: "GramTrainer") -> str:
 
 
 def _training_table(trainer: "GramTrainer") -> str:
-    args, state = trainer.args, trainer.state
+    args, state, warmup = trainer.args, trainer.state, trainer.warmup_measure_steps
     rows = {
-        "measure": f"{args.measure}, after {trainer.warmup_measure_steps} steps with {args.warmup_measure}",
+        "measure": f"{args.measure}, after {warmup} steps with {args.warmup_measure}" if warmup else args.measure,
         "label smoothing": args.label_smoothing_factor,
         "steps": state.global_step,
         "epochs": f"{state.epoch or 0:g}",
@@ -183,7 +185,7 @@ def build_model_card(
             parameters=trainer.model.num_parameters() / 1e6,
             results=_results(trainer),
             pictures="".join(f"\n{picture}" for picture in pictures),
-            path=trainer.args.hub_model_id or trainer.args.output_dir,
+            path=getattr(trainer, "hub_model_id", None) or trainer.args.hub_model_id or trainer.args.output_dir,
             example=", ".join(EXAMPLE_INPUTS[name] for name in names if name in EXAMPLE_INPUTS),
             arguments=_training_table(trainer),
         )

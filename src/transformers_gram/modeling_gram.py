@@ -102,6 +102,15 @@ class GramPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    is_aligned = False
+    """Whether the weights came from a GRAM checkpoint, so that training them needs no warm-up measure."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).is_aligned = True
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -204,6 +213,8 @@ class GramModel(GramPreTrainedModel):
                     spec["inputs"][next(iter(spec["inputs"]))] = encoder.main_input_name
                     if encoder.config.model_type in POOLED_BY_THEMSELVES:
                         spec["pooling"] = "pooler"
+                    if hasattr(encoder, "_get_feature_vector_attention_mask"):
+                        spec["inputs"]["audio_attention_mask"] = "attention_mask"
         if missing := {spec["encoder"] for spec in modalities.values()} ^ loaded.keys():
             raise ValueError(
                 f"Encoders and `modalities` must name the same encoders; they differ in {sorted(missing)}."
@@ -261,7 +272,11 @@ class GramModel(GramPreTrainedModel):
         if spec.get("frames"):
             arguments = {key: value.flatten(0, 1) for key, value in arguments.items()}
         outputs = encoder(**arguments, **passed)
-        pooled = pool(outputs, spec["pooling"], arguments.get("attention_mask"))
+        mask = arguments.get("attention_mask")
+        if mask is not None and hasattr(encoder, "_get_feature_vector_attention_mask"):
+            # Encoders of raw waveforms (Wav2Vec2) take a mask of samples and give fewer hidden states.
+            mask = encoder._get_feature_vector_attention_mask(outputs.last_hidden_state.shape[1], mask)
+        pooled = pool(outputs, spec["pooling"], mask)
         if spec.get("frames"):
             pooled = pooled.unflatten(0, (batch_size, -1)).mean(dim=1)
         return BaseModelOutputWithPooling(

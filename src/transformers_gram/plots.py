@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MARKERS = "o^sDPX*v"
 MATRIX_ROWS = 32
+PROJECTION_ROWS = 500
 
 
 def _figure(*size: float) -> Figure:
@@ -36,12 +37,14 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
     `switch_step` marks where the warm-up measure ended.
     """
 
-    def series(key):
-        return zip(*[(entry["step"], entry[key]) for entry in log_history if key in entry], strict=True)
+    def draw(axes, key, *style, **settings):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), *style, **settings)
 
     figure = _figure(10, 3.8)
     left, right = figure.subplots(1, 2, sharex=True)
-    left.plot(*series("loss"), color="tab:blue")
+    draw(left, "loss", color="tab:blue")
     left.set(title="Training loss", xlabel="step", xlim=(0, None), ylim=(0, None))
     lines = {
         f"volume, {anchor} → clip": (f"eval_volume_{anchor}_to_clip_R@1", "tab:blue", "-"),
@@ -50,9 +53,10 @@ def plot_history(log_history: list[dict[str, Any]], anchor: str, path: str | Pat
         f"mean cosine, clip → {anchor}": (f"eval_cosine_clip_to_{anchor}_R@1", "tab:orange", "--"),
     }
     for label, (key, color, style) in lines.items():
-        right.plot(*series(key), style, color=color, label=label, marker=".")
+        draw(right, key, style, color=color, label=label, marker=".")
     right.set(title="Recall at 1 (%)", xlabel="step", ylim=(0, 101))
-    right.legend(frameon=False, fontsize=9, loc="lower right")
+    if right.lines:
+        right.legend(frameon=False, fontsize=9, loc="lower right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         if switch_step:
@@ -123,8 +127,8 @@ def save_pictures(trainer: "GramTrainer", rows: Any) -> None:
     """
     The three pictures of a training run, into its output folder, where the model card finds them.
 
-    `rows` is the evaluation set, embedded anew, by all processes together. A column `label` colours the projection;
-    without it every clip of up to 20 has its own colour.
+    `rows` is the evaluation set, embedded anew, by all processes together. The matrix shows its first 32 rows, the
+    projection its first 500. A column `label` colours it; without, every clip of up to 20 has its own colour.
     """
     folder, anchor = Path(trainer.args.output_dir), trainer.model.config.anchor
     matched = trainer.embed_matched(rows)
@@ -132,8 +136,12 @@ def save_pictures(trainer: "GramTrainer", rows: Any) -> None:
         return
     curves, matrix, projection = (folder / name for name in PICTURES)
     names = [str(row.get("id", index)) for index, row in enumerate(rows)]
-    labels = [row.get("label") or (name if len(rows) <= 20 else "all") for row, name in zip(rows, names, strict=True)]
+    default = names if len(rows) <= 20 else ["all"] * len(rows)
+    labels = [
+        str(row["label"]) if row.get("label") is not None else other for row, other in zip(rows, default, strict=True)
+    ]
     plot_history(trainer.state.log_history, anchor, curves, switch_step=trainer.warmup_measure_steps)
     some = {name: vectors[:MATRIX_ROWS] for name, vectors in matched.items()}
     plot_volume_matrix(volume(some.pop(anchor), *some.values()), names[:MATRIX_ROWS], anchor, matrix)
-    plot_projection(matched, labels, projection)
+    some = {name: vectors[:PROJECTION_ROWS] for name, vectors in matched.items()}
+    plot_projection(some, labels[:PROJECTION_ROWS], projection)

@@ -19,6 +19,12 @@ from .media import read_audio
 from .video_processing_gram import GramVideoProcessor
 
 
+def sampling_rng(seed: int, modality: str) -> np.random.Generator:
+    """A generator per modality, or caption, frames and sound window would be one draw. Depth goes with the video."""
+    streams = {"text": 0, "subtitle": 1, "video": 2, "depth": 2, "audio": 3}
+    return np.random.default_rng([seed, streams.get(modality, 4)])
+
+
 class GramProcessor(ProcessorMixin):
     """
     Tokenizer, video processor and audio feature extractor in one.
@@ -66,9 +72,11 @@ class GramProcessor(ProcessorMixin):
         if vision is not None:
             images = AutoImageProcessor.from_pretrained(vision).to_dict()
             size, crop_size = images["size"], images.get("crop_size") or images["size"]
+            if "shortest_edge" in crop_size:
+                crop_size = dict.fromkeys(("height", "width"), crop_size["shortest_edge"])
             if "height" not in crop_size:
                 raise ValueError(f"{vision} gives images of no fixed size ({crop_size}); build a GramVideoProcessor.")
-            keys = ("image_mean", "image_std", "rescale_factor")
+            keys = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
             kept = {key: images[key] for key in keys if images.get(key) is not None}
             shortest = size.get("shortest_edge") or min(size["height"], size["width"])
             video_processor = GramVideoProcessor(
@@ -94,11 +102,11 @@ class GramProcessor(ProcessorMixin):
         One sound as mono float32 `[samples]` at the feature extractor's rate, cut to `audio_seconds`.
 
         `audio` is a path (of a sound or of a video with sound), bytes, a file object, an array or tensor `[samples]`
-        that already has the feature extractor's rate, or a dict of `array` and `sampling_rate`. Integers are scaled by
-        their largest value.
+        that already has the feature extractor's rate, a dict of `array` and `sampling_rate`, or what `datasets` gives
+        for an undecoded one. Signed integers are scaled by their largest value.
         """
         rate = self.feature_extractor.sampling_rate
-        if isinstance(audio, dict):
+        if isinstance(audio, dict) and "array" in audio:
             self._check_sampling_rate(audio["sampling_rate"])
             audio = audio["array"]
         if not isinstance(audio, (np.ndarray, torch.Tensor)):
@@ -109,6 +117,8 @@ class GramProcessor(ProcessorMixin):
                 f"A sound must be a mono array [samples], not empty, of finite numbers; got {list(samples.shape)} "
                 f"{samples.dtype}. Several sounds go into a list."
             )
+        if samples.dtype.kind not in "if":
+            raise ValueError(f"A sound must hold floats or signed integers; got {samples.dtype}.")
         scale = np.iinfo(samples.dtype).max if samples.dtype.kind == "i" else 1
         samples = (samples / scale).astype(np.float32)
         spare = 0 if self.audio_seconds is None else len(samples) - round(self.audio_seconds * rate)
@@ -153,6 +163,9 @@ class GramProcessor(ProcessorMixin):
             ValueError: for an empty caption or malformed arrays.
             MediaError, FileNotFoundError: for files that cannot be read.
         """
+        counts = {len(given) for given in (videos, depth, audio) if isinstance(given, list)} or {1}
+        if sampling_seeds is not None and counts != {len(sampling_seeds)}:
+            raise ValueError(f"`sampling_seeds` has {len(sampling_seeds)} entries for {sorted(counts)} items.")
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` must be 'pt'; got {return_tensors!r}.")
         if sampling_rate is not None:
@@ -166,7 +179,7 @@ class GramProcessor(ProcessorMixin):
             data.update({f"subtitle_{key}": value for key, value in tokens.items()})
         for prefix, given in (("", videos), ("depth_", depth)):
             if given is not None:
-                rngs = None if sampling_seeds is None else [np.random.default_rng(seed) for seed in sampling_seeds]
+                rngs = None if sampling_seeds is None else [sampling_rng(seed, "video") for seed in sampling_seeds]
                 pixels = self.video_processor(given, rngs=rngs, **(videos_kwargs or {}))
                 data.update({f"{prefix}{key}": value for key, value in pixels.items()})
         if audio is not None:
@@ -191,7 +204,7 @@ class GramProcessor(ProcessorMixin):
         sounds = list(sounds) if isinstance(sounds, (list, tuple)) else [sounds]
         if not sounds:
             raise ValueError("Give at least one sound.")
-        rngs = [None] * len(sounds) if seeds is None else [np.random.default_rng(seed) for seed in seeds]
+        rngs = [None] * len(sounds) if seeds is None else [sampling_rng(seed, "audio") for seed in seeds]
         waveforms = [self.load_audio(sound, rng) for sound, rng in zip(sounds, rngs, strict=True)]
         settings = {**(kwargs or {}), "sampling_rate": self.feature_extractor.sampling_rate, "return_tensors": "pt"}
         if len({len(waveform) for waveform in waveforms}) > 1 and "padding" not in settings:

@@ -27,7 +27,7 @@ MEL_FRAMES_PER_SECOND = 100
 def small_config(
     vocab_size: int, modalities: Iterable[str] = ("text", "video", "audio"), hidden_size: int = 96, num_layers: int = 3
 ) -> GramConfig:
-    """A [`GramConfig`] of three-layer encoders (BERT, ViT, AST) for 64-pixel frames and two seconds of sound."""
+    """A [`GramConfig`] of small encoders (BERT, ViT, AST) for 64-pixel frames and two seconds of sound."""
     size = {
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
@@ -76,7 +76,7 @@ def small_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
 
 
 def small_processor(texts: Iterable[str], num_frames: int = 2) -> GramProcessor:
-    """The processor that goes with [`small_config`]; its `tokenizer` has a vocabulary trained on `texts`."""
+    """The processor that goes with [`small_config`]; its vocabulary is counted from `texts`."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return GramProcessor(
         tokenizer=small_tokenizer(texts),

@@ -33,13 +33,16 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     The newest `checkpoint-N` of a folder that was written to its end; None if there is none.
 
     A killed run may leave half a checkpoint, which [`~transformers.trainer_utils.get_last_checkpoint`] would return.
-    The trainer's state is the last file of a checkpoint.
+    The trainer's state is the last file that the main process writes.
     """
-    checkpoints = {int(path.name.rsplit("-", 1)[1]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    for _, checkpoint in sorted(checkpoints.items(), reverse=True):
+    names = [
+        path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    ]
+    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+        checkpoint = Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         try:
             json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, json.JSONDecodeError):
             continue
         return str(checkpoint)
     return None
@@ -161,7 +164,7 @@ class GramTrainer(Trainer):
         """Number of optimizer steps that train with `args.warmup_measure`."""
         ratio = self.args.warmup_measure_ratio
         if ratio is None:
-            ratio = 0.0 if self.model.config.name_or_path else UNALIGNED_WARMUP_RATIO
+            ratio = 0.0 if getattr(self.model, "is_aligned", False) else UNALIGNED_WARMUP_RATIO
         return round(ratio * self.state.max_steps)
 
     @property
@@ -327,7 +330,9 @@ class GramTrainer(Trainer):
         if metric_key_prefix == "eval":
             self.last_metrics = metrics
             rows = self.eval_dataset if eval_dataset is None else eval_dataset
-            self.evaluated_on_training_rows = rows is getattr(self.train_dataset, "rows", None)
+            sets = rows.values() if isinstance(rows, dict) else [rows]
+            training_rows = getattr(self.train_dataset, "rows", None)
+            self.evaluated_on_training_rows = any(rows is training_rows for rows in sets)
         return metrics
 
     def create_model_card(

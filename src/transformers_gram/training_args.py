@@ -1,9 +1,11 @@
 """Arguments of [`GramTrainer`]."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from transformers import TrainingArguments
 
+from .loss import Gather
 from .volume import MEASURES
 
 
@@ -57,7 +59,7 @@ class GramTrainingArguments(TrainingArguments):
         for name in ("measure", "warmup_measure"):
             if getattr(self, name) not in MEASURES:
                 raise ValueError(f"`{name}` must be one of {sorted(MEASURES)}; got {getattr(self, name)!r}.")
-        if self.gather not in ("full", "detach", "none"):
-            raise ValueError(f"`gather` must be 'full', 'detach' or 'none'; got {self.gather!r}.")
+        if self.gather not in get_args(Gather):
+            raise ValueError(f"`gather` must be one of {get_args(Gather)}; got {self.gather!r}.")
         if self.warmup_measure_ratio is not None and not 0 <= self.warmup_measure_ratio <= 1:
             raise ValueError(f"`warmup_measure_ratio` must lie in [0, 1]; got {self.warmup_measure_ratio}.")

@@ -36,7 +36,7 @@ class GramVideoProcessor(VideoProcessorMixin):
     Frames of videos, resized, cropped and normalised.
 
     The shorter side is resized to `size["shortest_edge"]` (or both to `height` and `width`, which may squash), the
-    middle `crop_size` is cut out, integers are scaled to [0, 1], and everything is normalised with `image_mean` and
+    middle `crop_size` is cut out, uint8 is scaled to [0, 1], and everything is normalised with `image_mean` and
     `image_std`.
 
     A video is a path, bytes or file object, an array or tensor `[frames, height, width, 3]` or `[frames, 3, height,
@@ -84,7 +84,7 @@ class GramVideoProcessor(VideoProcessorMixin):
         if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]):
             raise ValueError(
                 f"A video array must be [frames, height, width, 3] or [frames, 3, height, width]; got "
-                f"{list(frames.shape)}. Several videos go into a list."
+                f"{list(frames.shape)}. Several videos go into a list, and so does one of images: [[image, image]]."
             )
         if infer_channel_dimension_format(frames, num_channels=3) == ChannelDimension.FIRST:
             frames = frames.transpose(0, 2, 3, 1)
@@ -124,6 +124,8 @@ class GramVideoProcessor(VideoProcessorMixin):
 
     def _transform(self, frames: np.ndarray) -> torch.Tensor:
         video = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+        if not video.is_floating_point() and video.dtype != torch.uint8:
+            raise ValueError(f"Frames of integers must be uint8; got {video.dtype}. Scale others to floats in [0, 1].")
         if self.do_rescale and not video.is_floating_point():
             video = video * self.rescale_factor
         elif self.do_rescale and not (video.min() >= 0 and video.max() <= 1):

@@ -139,7 +139,7 @@ def volume(anchor: torch.Tensor, *others: torch.Tensor, mask: torch.Tensor | Non
             that of what is there. Volumes over different numbers of vectors are not comparable as they stand.
 
     Returns:
-        `torch.Tensor`: `[N, M]`, float32 (float64 for float64 input). Of unit vectors, values below about 1.5e-3 (1e-8
+        `torch.Tensor`: `[N, M]`, float32 (float64 for float64 input). Of unit vectors, values below about 1.5e-3 (1e-7
         in float64) are rounding error.
 
     Raises:
