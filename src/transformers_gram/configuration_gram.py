@@ -11,29 +11,15 @@ DEFAULT_ENCODERS = {"text": "bert", "vision": "vit", "audio": "audio-spectrogram
 
 POOLINGS = ("first", "mean", "pooler")
 
-TEXT_MODALITY = {
-    "encoder": "text",
-    "pooling": "first",
-    "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"},
-}
-VIDEO_MODALITY = {
-    "encoder": "vision",
-    "pooling": "first",
-    "frames": True,
-    "inputs": {"pixel_values_videos": "pixel_values"},
-}
-AUDIO_MODALITY = {"encoder": "audio", "pooling": "mean", "inputs": {"input_features": "input_values"}}
-SUBTITLE_MODALITY = {
-    "encoder": "text",
-    "pooling": "first",
-    "inputs": {"subtitle_input_ids": "input_ids", "subtitle_attention_mask": "attention_mask"},
-}
-DEPTH_MODALITY = {
-    "encoder": "vision",
-    "pooling": "first",
-    "frames": True,
-    "inputs": {"depth_pixel_values_videos": "pixel_values"},
-}
+
+def _text(prefix: str = "") -> dict[str, Any]:
+    inputs = {f"{prefix}{name}": name for name in ("input_ids", "attention_mask")}
+    return {"encoder": "text", "pooling": "first", "inputs": inputs}
+
+
+def _video(prefix: str = "") -> dict[str, Any]:
+    inputs = {f"{prefix}pixel_values_videos": "pixel_values"}
+    return {"encoder": "vision", "pooling": "first", "frames": True, "inputs": inputs}
 
 
 def paper_modalities(*names: str) -> dict[str, dict[str, Any]]:
@@ -43,15 +29,15 @@ def paper_modalities(*names: str) -> dict[str, dict[str, Any]]:
     Subtitles share the text encoder, depth maps the vision encoder.
     """
     known = {
-        "text": TEXT_MODALITY,
-        "video": VIDEO_MODALITY,
-        "audio": AUDIO_MODALITY,
-        "subtitle": SUBTITLE_MODALITY,
-        "depth": DEPTH_MODALITY,
+        "text": _text(),
+        "video": _video(),
+        "audio": {"encoder": "audio", "pooling": "mean", "inputs": {"input_features": "input_values"}},
+        "subtitle": _text("subtitle_"),
+        "depth": _video("depth_"),
     }
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"Unknown modalities {unknown}; the paper has {list(known)}. Declare others by hand.")
-    return {name: {**spec, "inputs": dict(spec["inputs"])} for name, spec in known.items() if name in names}
+    return {name: spec for name, spec in known.items() if name in names}
 
 
 @strict
